@@ -1,0 +1,30 @@
+# make train: set up and train (options: make train ARGS="--norm bn --epochs 2")
+# make test: set up and test     make lab: open the notebooks     make clean: remove what these made
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+ARGS ?=
+
+.PHONY: train test lab clean
+train: $(VENV)/installed
+	$(RUN) -m normcourse train $(ARGS)
+
+test: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy normcourse
+	$(RUN) -m pytest tests
+	$(RUN) -m pytest --nbval --nbval-current-env notebooks
+
+lab: $(VENV)/installed
+	$(RUN) -m jupyter lab notebooks
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12 ...')"
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch and the rest into $(VENV): some minutes, several GB, once"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@echo ok > $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

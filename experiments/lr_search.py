@@ -1,0 +1,39 @@
+"""Search each norm's peak learning rate on the validation split: python experiments/lr_search.py --data PATH
+
+Every norm gets the same trials: 3 epochs at 0.006, 0.012 and 0.024, and one more rate beyond the edge as long as the
+best lies on it. The records go to experiments/lr_search; a second call only reads them. No test image is touched.
+"""
+
+import argparse
+from pathlib import Path
+
+from normcourse import default_settings, fit, load_data
+from normcourse.data import Data
+
+FOLDER = Path(__file__).with_suffix("")
+EPOCHS, RATES, FACTOR = 3, (0.006, 0.012, 0.024), 2
+
+
+def search(norm: str, data: Data) -> float:
+    """The rate with the highest validation accuracy after the last epoch; printed as it is found."""
+    accuracy: dict[float, float] = {}
+    rates = list(RATES)
+    while rates:
+        lr = rates.pop(0)
+        record = fit(default_settings(norm=norm, lr=lr, epochs=EPOCHS, validate=True), data, FOLDER)
+        accuracy[lr] = record["history"][-1]["val_accuracy"]
+        print(f"{norm} lr {lr:<7g} validation accuracy {accuracy[lr]:.2f} %", flush=True)
+        best = max(accuracy, key=accuracy.__getitem__)
+        if not rates and best in (min(accuracy), max(accuracy)):
+            rates.append(round(best / FACTOR if best == min(accuracy) else best * FACTOR, 6))
+    return best
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="source of the images (default: $NORMCOURSE_DATA, else auto)")
+    parser.add_argument("--norm", nargs="+", default=["bn", "ln", "gn"])
+    arguments = parser.parse_args()
+    images = load_data(arguments.data)
+    for name in arguments.norm:
+        print(f"{name}: best {search(name, images):g}", flush=True)

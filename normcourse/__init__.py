@@ -1,0 +1,12 @@
+"""normcourse: Batch, Layer and Group Norm, trained, measured and explained."""
+
+__version__ = "0.1.0"
+
+from normcourse.data import CourseError, Data, batches, load_data
+from normcourse.model import NormNet, count_parameters, norm_layer, receptive_fields, reference_net
+from normcourse.train import Settings, default_settings, evaluate, fit, predict
+
+__all__ = [
+    "CourseError", "Data", "NormNet", "Settings", "batches", "count_parameters", "default_settings", "evaluate", "fit",
+    "load_data", "norm_layer", "predict", "receptive_fields", "reference_net",
+]  # fmt: skip

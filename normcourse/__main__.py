@@ -1,0 +1,5 @@
+import sys
+
+from normcourse.cli import main
+
+sys.exit(main())

@@ -1,0 +1,108 @@
+"""The command line: ``python -m normcourse train`` and ``python -m normcourse report``."""
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from normcourse.data import CourseError, load_data
+from normcourse.model import NORMS
+from normcourse.report import data_folder, publish, report, write_report
+from normcourse.train import default_settings, fit, pick_device
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {' '.join(message.split())} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def make_parser() -> Parser:
+    """The commands and their options; what is left out comes from the recipe of the network and norm."""
+    parser = Parser(prog="python -m normcourse", description="Train and compare normalizations on CIFAR-10.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report}")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    sources = "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or the path of a folder of images"
+
+    train = commands.add_parser(
+        "train",
+        help="train networks, print their accuracies and draw the pictures",
+        formatter_class=formatter,
+        description="Train one network for each norm. A run that was interrupted goes on from its last epoch; a finished"
+        " one is only read. What is not given comes from the recipe of the network and norm: in brackets, for normnet;"
+        " and for the reference designs, where it differs.",
+    )
+    usual = default_settings()
+    nets = "the course's network, or the published designs with their published recipe"
+    train.add_argument("--net", choices=("normnet", "reference"), default="normnet", help=nets)
+    norms = "; ".join(f"{key}: {name}" for key, name in NORMS.items())
+    train.add_argument("--norm", nargs="+", choices=list(NORMS), default=["bn", "ln", "gn"], metavar="NORM", help=norms)
+    train.add_argument("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=argparse.SUPPRESS)
+    train.add_argument("--runs", default="runs", help="folder for records, weights, checkpoints and pictures")
+    train.add_argument("--device", default="auto", help="auto (CUDA if there, else CPU), cpu, cuda or mps")
+    held_out = "hold a tenth of the training images out and evaluate on it; the test set is not touched"
+    train.add_argument("--validate", action="store_true", help=held_out)
+    train.add_argument("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
+    for name, kind, text in (
+        ("epochs", int, f"1 to 20 ({usual.epochs})"), ("seed", int, f"draws weights and batches ({usual.seed})"),
+        ("lr", float, "peak learning rate (tuned for each norm)"),
+        ("momentum", float, "SGD's momentum, AdamW's beta1 (0.9)"),
+        ("weight_decay", float, f"of convolutions; of all weights in the references ({usual.weight_decay:g}; 1e-3 or 1e-5)"),
+        ("batch_size", int, f"images a step ({usual.batch_size}; 64)"), ("dropout", float, "after each block (0)"),
+        ("num_groups", int, f"groups of NormNet's Group Norm ({usual.num_groups})"),
+        ("multiplier", int, "channels of the reference designs: 1, or 2 (published for ln and gn; over 50,000 parameters)"),
+        ("optimizer", str, "adamw or sgd (adamw; sgd)"),
+        ("schedule", str, "onecycle, or step: a tenth after every 8 epochs"),
+        ("l1", float, "times the sum of all |weights|, added to the loss (0; 5e-4)"),
+        ("shift", int, f"pixels an image is moved at most ({usual.shift}; 0)"),
+    ):  # fmt: skip
+        train.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text)
+    flip = "mirror half of the images (yes; no)"
+    train.add_argument("--flip", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=flip)
+
+    tell = commands.add_parser(
+        "report",
+        help="turn the records into the results table and the pictures",
+        description="Write the results table (report.md) and the pictures beside the runs.",
+    )
+    tell.add_argument("--runs", default="runs", help="folder that holds the runs (default: runs)")
+    tell.add_argument("--data", help="where the images are (default: $NORMCOURSE_DATA, or where they are found)")
+    published = "write images/, the README's results section and normcourse/results; CIFAR-10 only"
+    tell.add_argument("--publish", action="store_true", help=published)
+    return parser
+
+
+def train(options: dict[str, Any]) -> None:
+    """Check every setting before anything is loaded, train one run for each norm, and report."""
+    norms, runs, device = options.pop("norm"), options.pop("runs"), options.pop("device")
+    source = options.pop("data", None)
+    settings = [default_settings(norm=norm, **options) for norm in dict.fromkeys(norms)]
+    pick_device(device)
+    data = load_data(source)
+    folder = data_folder(runs, data.name)
+    print(f"{data.name} ({data.copy}): {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
+    for each in settings:
+        record = fit(each, data, folder, device)
+        last = record["history"][-1]
+        name = "val" if each.validate else "test"
+        accuracies = f"train {last['train_accuracy']:.2f} %, {name} {last[f'{name}_accuracy']:.2f} %"
+        print(f"{each.net} {each.norm}: {accuracies}, {record['parameters']:,} parameters, {record['seconds']:,.0f} s")
+    print(f"\n## {data.name}\n\n{write_report(folder, data)}\nTable and pictures: {folder}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 2 for input that cannot be used, 130 for Ctrl-C."""
+    options = vars(make_parser().parse_args(arguments))
+    try:
+        if options.pop("command") == "train":
+            train(options)
+        else:
+            print((publish if options["publish"] else report)(options["runs"], options["data"]))
+    except (CourseError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+    return 0

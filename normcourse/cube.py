@@ -1,0 +1,277 @@
+"""Who shares a mean with whom: the sets S_i of BN, LN, IN and GN, drawn from the axes that the code averages over.
+
+Everything works on the view (N, G, C/G, H, W) of a batch (N, C, H, W). ``python -m normcourse.cube images`` writes the
+figures of the README.
+"""
+
+# ruff: noqa: N803, N806  (N, C, G, H, W are the names that the field uses)
+import base64
+import io
+import sys
+from pathlib import Path
+
+import torch
+
+# The axes of the view (N, G, C/G, H, W) that share one mean and one variance: the whole difference between the norms.
+AXES = {"BN": (0, 3, 4), "LN": (1, 2, 3, 4), "IN": (3, 4), "GN": (2, 3, 4)}
+NAMES = {"BN": "Batch Norm", "LN": "Layer Norm", "IN": "Instance Norm", "GN": "Group Norm"}
+COLORS = {"BN": "#0072B2", "LN": "#E69F00", "IN": "#009E73", "GN": "#D55E00"}  # Okabe-Ito
+TOY = torch.tensor([[1.0, 5.0, 1.0, 5.0], [3.0, 5.0, 7.0, 9.0], [5.0, 2.0, 4.0, 1.0]])  # (N, d) = (3, 4)
+
+
+def grouped(x: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """View a batch (N, C, H, W) as (N, G, C/G, H, W). C must be a multiple of G."""
+    N, C, H, W = x.shape
+    if C % num_groups:
+        raise ValueError(f"C = {C} channels cannot be split into {num_groups} equal groups; pick a divisor of {C}")
+    return x.reshape(N, num_groups, C // num_groups, H, W)
+
+
+def shared_set(axes: tuple, shape: tuple, num_groups: int, entry: tuple) -> torch.Tensor:
+    """S_i as a boolean (N, C, H, W): the entries that share the mean and variance of ``entry`` = (n, c, h, w)."""
+    marker = torch.zeros(shape)
+    marker[entry] = 1
+    z = grouped(marker, num_groups)
+    return z.amax(axes, keepdim=True).expand_as(z).reshape(shape) > 0  # spread the mark over the averaged axes
+
+
+def toy_images() -> torch.Tensor:
+    """Three images of four channels, (3, 4, 8, 8): each sample has its own brightness, each channel its own range."""
+    h, w = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij")
+    maps = torch.stack([w, h, torch.sign(h * w), 1 - 2 * (h * h + w * w)])  # (C, H, W)
+    contrast, brightness = torch.tensor([1.0, 0.5, 1.5]), torch.tensor([0.0, -3.0, 3.0])  # per sample
+    scale, offset = torch.tensor([0.5, 1.0, 1.0, 2.0]), torch.tensor([-3.0, 1.0, 3.0, -1.0])  # per channel
+    x = maps * contrast.view(3, 1, 1, 1) * scale.view(1, 4, 1, 1)
+    return x + brightness.view(3, 1, 1, 1) + offset.view(1, 4, 1, 1)
+
+
+def show(fig, alt: str) -> None:
+    """Display a figure as a PNG; its text form is the description, the same on every machine."""
+    from IPython.display import display
+    from matplotlib import pyplot as plt
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    plt.close(fig)
+    png = base64.b64encode(buffer.getvalue()).decode()
+    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def _figure(rows, columns, width, height, **grid):
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **grid)
+    return fig, axes.flatten()
+
+
+def draw_table(ax, values: torch.Tensor, norm: str, title: str) -> None:
+    """Draw a batch (N, d) as a table; the sets of ``norm`` are framed and carry their mean and standard deviation."""
+    from matplotlib.patches import Rectangle
+
+    (N, d), axis = values.shape, 0 if norm == "BN" else 1
+    form = ".0f" if values.equal(values.round()) else ".2f"
+    low, high = values.min().item(), values.max().item()
+    ax.imshow(values.numpy(), cmap="Greys", vmin=low - 1, vmax=high + 2 * (high - low))
+    for n in range(N):
+        for j in range(d):
+            ax.text(j, n, f"{values[n, j] + 0.0:{form}}", ha="center", va="center", fontsize=11)
+    mean, std = values.mean(axis), values.std(axis, correction=0)
+    for k in range(len(mean)):
+        corner, size, place = (k - 0.44, -0.44), (0.88, N - 0.12), {"x": k, "y": N - 0.42, "ha": "center", "va": "top"}
+        if axis == 1:
+            corner, size, place = (-0.44, k - 0.44), (d - 0.12, 0.88), {"x": d - 0.35, "y": k, "va": "center"}
+        ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=COLORS[norm], linewidth=2.5))
+        ax.text(s=f"μ = {mean[k].round() + 0.0:.0f}\nσ = {std[k]:.2f}", fontsize=9, **place)
+    ax.set_title(title, fontsize=11)
+    ax.set(xticks=[], yticks=range(N), yticklabels=[f"sample {n}" for n in range(N)])
+    ax.set(xlim=(-0.5, d + 0.5), ylim=(N - 0.5 + 0.7 * (1 - axis), -0.5))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def draw_toy_batch(x: torch.Tensor = TOY):
+    """Draw the toy batch before and after BN (a statistic per column) and LN (a statistic per row)."""
+    fig, ax = _figure(2, 2, 8.5, 5.0, height_ratios=[3.7, 3])
+    for i, (norm, axis, line) in enumerate([("BN", 0, "column (feature)"), ("LN", 1, "row (sample)")]):
+        x_hat = (x - x.mean(axis, keepdim=True)) / x.std(axis, correction=0, keepdim=True)
+        draw_table(ax[2 * i], x, norm, f"{NAMES[norm]}: one μ, σ per {line}")
+        draw_table(ax[2 * i + 1], x_hat, norm, f"after {NAMES[norm]}")
+    return fig
+
+
+def draw_cube(ax, mask: torch.Tensor, color: str, title: str = "") -> None:
+    """Draw the visible faces of a batch (N, C, H, W) as a cube: C to the right, (H, W) upwards, N into the page."""
+    from matplotlib.patches import Polygon
+
+    N, C = mask.shape[:2]
+    mask = mask.flatten(2)  # (N, C, H*W)
+    S, depth = mask.shape[2], torch.tensor([0.5, 0.42])
+    right, up = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+
+    def face(corner, side1, side2, inside):
+        points = torch.stack([corner, corner + side1, corner + side1 + side2, corner + side2])
+        ax.add_patch(
+            Polygon(points.numpy(), facecolor=color if inside else "#f2f2f2", edgecolor="#555555", linewidth=0.8)
+        )
+
+    for c in range(C):
+        for s in range(S):
+            face(c * right + s * up, right, up, mask[0, c, s])
+        for n in range(N):
+            face(c * right + S * up + n * depth, right, depth, mask[n, c, -1])
+    for n in range(N):
+        for s in range(S):
+            face(C * right + s * up + n * depth, up, depth, mask[n, -1, s])
+    ax.plot(C - 0.5, S - 0.5, "ko", markersize=4)
+    ax.text(C / 2, -0.25, "C", ha="center", va="top")
+    ax.text(-0.25, S / 2, "H, W", ha="right", va="center", rotation=90)
+    ax.text(C + N * 0.25 + 0.3, N * 0.21 - 0.15, "N", ha="left", va="top")
+    ax.set(title=title, xlim=(-1.1, C + N * 0.5 + 0.2), ylim=(-1.2, S + N * 0.42 + 0.1), aspect="equal")
+    ax.axis("off")
+
+
+def draw_cubes(sets: dict = AXES, shape: tuple = (4, 6, 2, 2), num_groups: int = 2):
+    """Draw one cube per norm; coloured is the set S_i of the entry with the dot."""
+    fig, ax = _figure(1, len(sets), 8.5, 2.3)
+    letters = ["N", "G", "C/G", "H", "W"]
+    for a, (norm, axes) in zip(ax, sets.items(), strict=True):
+        mask = shared_set(axes, shape, num_groups, (0, shape[1] - 1, shape[2] - 1, shape[3] - 1))
+        draw_cube(a, mask, COLORS.get(norm, "#CC79A7"), NAMES.get(norm, norm))
+        over = ["C" if k == "G" else k for i, k in enumerate(letters) if i in axes and not (k == "C/G" and 1 in axes)]
+        a.text(0.5, -0.02, f"mean over {', '.join(over)}", transform=a.transAxes, ha="center", va="top")
+    return fig
+
+
+def draw_maps(ax, x: torch.Tensor, mask: torch.Tensor, color: str, title: str, numbers: bool = False, **image) -> None:
+    """Draw a batch (N, C, H, W) laid flat, samples down and channels across; ``mask`` is framed or filled."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Rectangle
+
+    N, C, H, W = x.shape
+    flat, chosen = (t.permute(0, 2, 1, 3).reshape(N * H, C * W).numpy() for t in (x, mask))  # (N*H, C*W)
+    if numbers:
+        ax.imshow(chosen, cmap=ListedColormap(["#f2f2f2", color]), vmin=0, vmax=1, alpha=0.55)
+        for i in range(N * H):
+            for j in range(C * W):
+                ax.text(j, i, f"{flat[i, j]:.0f}", ha="center", va="center", fontsize=10)
+    else:
+        ax.imshow(flat, cmap="gray", **image)
+        rows, columns = chosen.any(1).nonzero()[0], chosen.any(0).nonzero()[0]
+        corner, size = (columns.min() - 0.5, rows.min() - 0.5), (len(columns), len(rows))
+        ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=3.5, clip_on=False, zorder=3))
+    ax.hlines([n * H - 0.5 for n in range(1, N)], -0.5, C * W - 0.5, color="white", linewidth=2)
+    ax.vlines([c * W - 0.5 for c in range(1, C)], -0.5, N * H - 0.5, color="white", linewidth=2)
+    ax.set_title(title, fontsize=11)
+    ax.set(xticks=[c * W + W / 2 - 0.5 for c in range(C)], xticklabels=[f"c{c}" for c in range(C)])
+    ax.set(yticks=[n * H + H / 2 - 0.5 for n in range(N)], yticklabels=[f"n{n}" for n in range(N)])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def draw_four_ways(x: torch.Tensor, num_groups: int = 2, entry: tuple = (0, 3, 0, 0), eps: float = 1e-5):
+    """Draw a batch (N, C, H, W) before and after each norm; framed is the set S_i of ``entry``."""
+    fig, ax = _figure(2, 3, 8.5, 4.9)
+    z = grouped(x, num_groups)
+    draw_maps(ax[0], x, torch.ones_like(x) > 0, "white", "before", vmin=x.min().item(), vmax=x.max().item())
+    note = "rows n: samples\ncolumns c: channels\n\nframe: one set S_i\n\nblack to white\nafter a norm: ±2.5"
+    ax[3].text(0.5, 0.5, note, ha="center", va="center")
+    ax[3].axis("off")
+    for a, (norm, axes) in zip(ax[[1, 2, 4, 5]], AXES.items(), strict=True):
+        var, mean = torch.var_mean(z, axes, correction=0, keepdim=True)
+        x_hat = ((z - mean) / (var + eps).sqrt()).reshape(x.shape)
+        mask = shared_set(axes, x.shape, num_groups, entry)
+        draw_maps(a, x_hat, mask, COLORS[norm], f"after {NAMES[norm]}", vmin=-2.5, vmax=2.5)
+    return fig
+
+
+def draw_entry(norm: str, N: int, C: int, G: int, n: int, c: int, h: int, w: int):
+    """Draw one entry of a batch (N, C, 2, 2) of small integers: its set S_i, its mean and deviation, the result."""
+    x = (torch.arange(N * C * 4) * 7 % 10).float().reshape(N, C, 2, 2)
+    mask = shared_set(AXES[norm], x.shape, G, (n, c, h, w))
+    mean, std = x[mask].mean(), x[mask].std(correction=0)
+    result = (x[n, c, h, w] - mean) / (std.square() + 1e-5).sqrt()
+    fig, (ax,) = _figure(1, 1, 8.5, 3.8)
+    title = f"{NAMES[norm]}{f', G = {G}' if norm == 'GN' else ''}: the set has {mask.sum()} entries, μ = {mean:.2f}, "
+    title += f"σ = {std:.2f}; {x[n, c, h, w]:.0f} becomes {result:.2f}"
+    draw_maps(ax, x, mask, COLORS[norm], title, numbers=True)
+    ax.plot(c * 2 + w, n * 2 + h, "ks", markersize=20, markerfacecolor="none", markeredgewidth=2)
+    return fig
+
+
+def explore():
+    """Sliders over :func:`draw_entry`; needs ipywidgets and a running kernel."""
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    norm = widgets.ToggleButtons(options=[(NAMES[k], k) for k in AXES])
+    N, C = (widgets.IntSlider(value, 1, top, description=d) for d, value, top in [("N", 3, 4), ("C", 6, 8)])
+    G = widgets.Dropdown(description="G (GN)")
+    at = {k: widgets.IntSlider(0, 0, 1, description=k) for k in "nchw"}
+
+    def limits(*_):
+        at["n"].max, at["c"].max = N.value - 1, C.value - 1
+        divisors, before = [g for g in range(1, C.value + 1) if C.value % g == 0], G.value
+        G.options = divisors
+        G.value = before if before in divisors else 1
+
+    def draw(norm, N, C, G, n, c, h, w):
+        G = G if G and C % G == 0 else 1  # while one slider moves, the others may still hold values of the old shape
+        show(draw_entry(norm, N, C, G, min(n, N - 1), min(c, C - 1), h, w), "the chosen entry and its set")
+
+    for slider in (N, C):
+        slider.observe(limits, "value")
+    limits()
+    G.value = 2
+
+    picture = widgets.interactive_output(draw, {"norm": norm, "N": N, "C": C, "G": G, **at})
+    display(widgets.VBox([norm, widgets.HBox([N, C, G]), widgets.HBox(list(at.values())), picture]))
+
+
+def draw_choice():
+    """Draw which norm when: questions down the left, answers on the right."""
+    from matplotlib.patches import Rectangle
+
+    steps = [
+        ("LN", "Tokens or sequences?\n(transformer, RNN)", "Layer Norm over the features\n(or RMSNorm)"),
+        ("IN", "Should the contrast of each\nimage go? (style transfer)", "Instance Norm"),
+        ("BN", "A convnet, and 16 or more\nimages per device and step?", "Batch Norm\n(mind train and eval)"),
+        (
+            "GN",
+            "Fewer images, or the batch must\nnot matter (detection, video)?",
+            "Group Norm\n(32 groups, fewer if C is small)",
+        ),
+    ]
+    fig, (ax,) = _figure(1, 1, 8.5, 4.2)
+    for k, (norm, question, answer) in enumerate(steps):
+        for x, text, color in [(0, question, "#555555"), (0.58, answer, COLORS[norm])]:
+            ax.add_patch(Rectangle((x, -k - 0.3), 0.42, 0.6, fill=False, edgecolor=color, linewidth=2.5))
+            ax.text(x + 0.21, -k, text, ha="center", va="center", fontsize=11)
+        ax.annotate("", (0.575, -k), (0.425, -k), arrowprops={"arrowstyle": "->"})
+        ax.text(0.5, -k + 0.06, "yes", ha="center", va="bottom")
+        if k:
+            ax.annotate("", (0.21, -k + 0.31), (0.21, -k + 0.69), arrowprops={"arrowstyle": "->"})
+            ax.text(0.225, -k + 0.5, "no", ha="left", va="center")
+    ax.set(xlim=(-0.01, 1.01), ylim=(-3.4, 0.4))
+    ax.axis("off")
+    return fig
+
+
+def save_figures(folder: str | Path) -> list[Path]:
+    """Write the figures that the README shows to ``folder`` and return their paths."""
+    from matplotlib import pyplot as plt
+
+    figures = {"toy_batch": draw_toy_batch(), "cube": draw_cubes(), "four_ways": draw_four_ways(toy_images())}
+    figures |= {"which_norm": draw_choice(), "explorer": draw_entry("GN", 3, 6, 2, 1, 4, 0, 1)}
+    paths = [Path(folder, f"{name}.png") for name in figures]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, fig in zip(paths, figures.values(), strict=True):
+        fig.savefig(path, dpi=150, metadata={"Software": None})
+        plt.close(fig)
+    return paths
+
+
+if __name__ == "__main__":
+    import matplotlib
+
+    matplotlib.use("Agg")
+    print(*save_figures(sys.argv[1] if len(sys.argv) > 1 else "images"), sep="\n")

@@ -1,0 +1,196 @@
+"""Networks: the assignment's skeleton with any normalization, and the published reference designs."""
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normcourse.data import CourseError
+
+NORMS = {"bn": "Batch Norm", "ln": "Layer Norm", "gn": "Group Norm", "in": "Instance Norm", "none": "no norm"}
+MAX_PARAMETERS = 50_000  # the assignment asks for fewer
+
+
+def norm_layer(norm: str, channels: int, num_groups: int = 8) -> nn.Module:
+    """The normalization of (N, channels, H, W) that ``norm`` names, with a scale and a shift per channel.
+
+    ``ln`` is GroupNorm(1, C): each sample over (C, H, W). ``in`` is GroupNorm(C, C): each channel of a sample.
+    Raises CourseError for an unknown norm, or a num_groups that does not divide the channels.
+    """
+    if norm == "bn":
+        return nn.BatchNorm2d(channels)
+    if norm == "none":
+        return nn.Identity()
+    groups = {"ln": 1, "gn": num_groups, "in": channels}.get(norm)
+    if groups is None:
+        raise CourseError(f"unknown norm {norm!r}; allowed: {', '.join(NORMS)}")
+    if groups < 1 or channels % groups:
+        divisors = ", ".join(str(d) for d in range(1, channels + 1) if channels % d == 0)
+        raise CourseError(f"num_groups={groups} does not divide {channels} channels; allowed here: {divisors}")
+    return nn.GroupNorm(groups, channels)
+
+
+class ConvBlock(nn.Module):
+    """Convolution -> norm -> ReLU -> dropout, plus the input itself where ``skip`` (a residual block, He 2016).
+
+    A 3x3 convolution here is depthwise-separable, unless its input is the image: a 3x3 filter for each channel, then
+    a 1x1 convolution across them. It sees the same 3x3 window for about a ninth of the weights (Howard 2017).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, norm: str, num_groups: int, dropout: float
+    ):
+        super().__init__()
+        bias = norm == "none"  # a norm has its own shift
+        layers: list[nn.Module] = []
+        if kernel_size == 3 and in_channels > 3:
+            layers = [nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)]
+            kernel_size = 1
+        self.conv = nn.Sequential(
+            *layers, nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        )
+        self.norm = norm_layer(norm, out_channels, num_groups)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = bool(layers) and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C_in, H, W) -> (N, C_out, H, W)
+        y = self.dropout(F.relu(self.norm(self.conv(x))))
+        return x + y if self.skip else y
+
+
+class NormNet(nn.Module):
+    """The assignment's network, C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10, in which only the norm varies.
+
+    Takes normalised images (N, 3, H, W), H and W divisible by 4, and returns logits (N, num_classes). Every 3x3
+    convolution with as many output as input channels (C4, C5, C8, C9) has a skip around it. Raises CourseError for an
+    unknown norm, a num_groups that does not divide every width, or 50,000 parameters and more.
+    """
+
+    WIDTHS = {"C1": 24, "C2": 48, "c3": 32, "P1": 0, "C3": 64, "C4": 64, "C5": 64, "c6": 48, "P2": 0, "C7": 96, "C8": 96,
+              "C9": 96}  # fmt: skip
+
+    def __init__(self, norm: str = "bn", num_classes: int = 10, num_groups: int = 8, dropout: float = 0.0):
+        super().__init__()
+        channels = 3
+        for name, width in self.WIDTHS.items():
+            if name[0] == "P":
+                self.add_module(name, nn.MaxPool2d(2))
+            else:
+                kernel_size = 1 if name[0] == "c" else 3
+                self.add_module(name, ConvBlock(channels, width, kernel_size, norm, num_groups, dropout))
+                channels = width
+        self.GAP = nn.AdaptiveAvgPool2d(1)
+        self.C10 = nn.Conv2d(channels, num_classes, 1)
+        if count_parameters(self) >= MAX_PARAMETERS:
+            raise CourseError(
+                f"{count_parameters(self):,} parameters; the assignment allows fewer than {MAX_PARAMETERS:,}"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, num_classes)
+        for layer in self.children():
+            x = layer(x)
+        return x.flatten(1)
+
+
+def reference_net(
+    norm: str, multiplier: int | None = None, num_classes: int = 10, dropout: float = 0.0
+) -> nn.Sequential:
+    """The published designs, layer for layer; takes (N, 3, 32, 32), returns log-probabilities (N, num_classes).
+
+    ``bn``, multiplier 1: 5,882 parameters. ``ln`` and ``gn`` were published with multiplier 2: 73,770 parameters, which
+    breaks the assignment's limit (and the published "GN", GroupNorm(C, C), is Instance Norm). With multiplier 1 they
+    have 18,842 and keep it; ``gn`` is then GroupNorm(4, C). Raises CourseError for anything else.
+    """
+    m = multiplier if multiplier is not None else 1 if norm == "bn" else 2
+    if (norm, m) not in (("bn", 1), ("ln", 1), ("ln", 2), ("gn", 1), ("gn", 2)):
+        designs = "bn 1, ln 1 or 2, gn 1 or 2"
+        raise CourseError(f"no reference design for norm {norm!r}, multiplier {multiplier}; there are {designs}")
+
+    def block(*convolutions: nn.Conv2d) -> nn.Sequential:
+        channels = convolutions[-1].out_channels
+        kind = "in" if (norm, m) == ("gn", 2) else norm
+        return nn.Sequential(*convolutions, norm_layer(kind, channels, num_groups=4), nn.Dropout(dropout), nn.ReLU())
+
+    def squeeze() -> nn.Sequential:  # 16m -> 32m -> 8m channels
+        groups = 16 if norm == "bn" else 1  # depthwise in the BN design, dense in the others
+        wide = nn.Conv2d(16 * m, 32 * m, 3, padding=1, groups=groups, bias=False)
+        return block(wide, nn.Conv2d(32 * m, 8 * m, 1, bias=False))
+
+    def expand(dilation: int = 1) -> nn.Sequential:  # 8m -> 16m channels; the dilated one turns 8 x 8 into 6 x 6
+        return block(nn.Conv2d(8 * m, 16 * m, 3, padding=1, dilation=dilation, bias=False))
+
+    layers = {
+        "block1": block(nn.Conv2d(3, 16 * m, 3, padding=1)), "block2": squeeze(), "pool1": nn.MaxPool2d(2),
+        "block3": expand(), "block4": squeeze(), "pool2": nn.MaxPool2d(2),
+        "block5": expand(dilation=2), "block6": squeeze(), "block7": expand(),
+        "pool3": nn.AvgPool2d(6), "flatten": nn.Flatten(), "linear": nn.Linear(16 * m, num_classes),
+        "log_softmax": nn.LogSoftmax(dim=1),
+    }  # fmt: skip
+    return nn.Sequential(OrderedDict(layers))
+
+
+def build(net: str, norm: str, num_classes: int = 10, num_groups: int = 8, multiplier: int | None = None,
+          dropout: float = 0.0) -> nn.Module:  # fmt: skip
+    """Build the network that a record names: ``normnet`` or ``reference``."""
+    if net == "normnet":
+        return NormNet(norm, num_classes, num_groups, dropout)
+    if net == "reference":
+        return reference_net(norm, multiplier, num_classes, dropout)
+    raise CourseError(f"unknown network {net!r}; allowed: normnet, reference")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of learned parameters; running statistics are buffers and do not count."""
+    return sum(p.numel() for p in model.parameters())
+
+
+class Field(NamedTuple):
+    """One row of the receptive-field table, in pixels of the input image."""
+
+    layer: str
+    kind: str
+    channels: int  # of its output
+    size: int  # height = width of its output
+    jump: int  # distance of two neighbouring outputs
+    receptive_field: int
+
+
+def receptive_fields(model: nn.Module, size: int = 32) -> list[Field]:
+    """The receptive field after each convolution and pooling, along the longest path (Araujo et al. 2019, eq. 2).
+
+    Read from the modules as an image passes: the field grows by (kernel - 1) * dilation * jump, so a 2x2 pool adds its
+    jump and does not double anything; the jump is multiplied by the stride.
+    """
+    rows: list[Field] = []
+
+    def visit(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+        kernel, stride, dilation = _window(layer, x.shape[-1])
+        jump, field = (rows[-1].jump, rows[-1].receptive_field) if rows else (1, 1)
+        field += (kernel - 1) * dilation * jump
+        rows.append(Field(name, type(layer).__name__, y.shape[1], y.shape[-1], jump * stride, field))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, x, y, name=name: visit(name, layer, x[0], y))
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d))
+    ]
+    was_training, parameter = model.training, next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _window(layer: Any, size: int) -> tuple[int, int, int]:
+    """Kernel, stride and dilation of a layer along one side; an adaptive pool to 1 x 1 sees its whole input."""
+    if isinstance(layer, nn.AdaptiveAvgPool2d):
+        return size, size, 1
+    sides = (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
+    kernel, stride, dilation = (side[0] if isinstance(side, tuple) else side for side in sides)
+    return kernel, stride, dilation

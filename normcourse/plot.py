@@ -1,0 +1,131 @@
+"""Pictures: curves, mistakes, confusion and per-class accuracy, in one colour-blind-safe style. Each returns a Figure."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normcourse.data import Data
+from normcourse.model import NORMS
+
+# Okabe & Ito's palette, told apart under the common kinds of colour blindness; lines also differ in dash.
+COLORS = {"bn": "#0072B2", "ln": "#D55E00", "gn": "#009E73", "in": "#CC79A7", "none": "#000000"}
+STYLE: dict[Any, Any] = {
+    "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 150, "lines.linewidth": 2,
+}  # fmt: skip
+
+
+def label(settings: dict[str, Any]) -> str:
+    """The name of a run's norm as a reader should see it."""
+    norm, size = settings["norm"], settings["multiplier"]
+    if settings["net"] == "reference" and norm == "gn":
+        return "“Group Norm” of C groups = Instance Norm" if size != 1 else "Group Norm, 4 groups"
+    if settings["net"] == "reference" and norm == "ln":
+        return f"Layer Norm, m = {size or 2}"
+    return f"Group Norm, {settings['num_groups']} groups" if norm == "gn" else NORMS[norm]
+
+
+def color(settings: dict[str, Any]) -> str:
+    """The norm's colour, in every picture; the reference designs' second Layer and Group Norm have one of their own."""
+    twin = {("ln", 1): "#E69F00", ("gn", None): COLORS["in"], ("gn", 2): COLORS["in"]}
+    own = COLORS[settings["norm"]]
+    return own if settings["net"] == "normnet" else twin.get((settings["norm"], settings["multiplier"]), own)
+
+
+def curves(records: list[dict[str, Any]], title: str = "") -> Any:
+    """Accuracy (left) and loss (right) by epoch; solid: evaluation, dashed: training, as measured on the way."""
+    with _style() as plt:
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        for axis, figure_name in zip(axes, ("accuracy", "loss"), strict=True):
+            for record in records:
+                history, settings = record["history"], record["settings"]
+                held_out = "val" if settings["validate"] else "test"
+                epochs = range(1, len(history) + 1)
+                dots = "." if len(history) == 1 else ""
+                look = {"color": color(settings)}
+                axis.plot(epochs, [h[f"{held_out}_{figure_name}"] for h in history], dots, ls="-", **look,
+                          label=f"{label(settings)}, {held_out}")  # fmt: skip
+                axis.plot(epochs, [h[f"train_{figure_name}"] for h in history], dots, ls="--", lw=1.2, **look,
+                          label=f"{label(settings)}, train")  # fmt: skip
+            axis.set(xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "loss": "cross-entropy"}[figure_name])
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0].legend(fontsize=9)
+        figure.suptitle(title or records[0]["data"])
+    return figure
+
+
+def misclassified(found: list[tuple[int, int, float]], data: Data, title: str = "") -> Any:
+    """A 5x2 grid of wrongly classified test images, each titled true -> predicted (confidence).
+
+    The images are shown as they were stored (uint8), so nothing has to be un-normalised and nothing is clipped.
+    """
+    with _style() as plt:
+        figure, axes = plt.subplots(2, 5, figsize=(10, 5), layout="constrained")
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, (index, predicted, confidence) in zip(axes.flat, found, strict=False):
+            axis.imshow(data.test_images[index].permute(1, 2, 0).numpy())  # (H, W, C)
+            true = data.classes[data.test_labels[index]]
+            axis.set_title(f"{true} → {data.classes[predicted]}\n({confidence:.0%})", fontsize=10)
+        few = "" if len(found) == axes.size else f" (only {len(found)} were wrong)"
+        figure.suptitle(f"{title}: true → predicted (confidence){few}")
+    return figure
+
+
+def unnormalise(batch: Tensor, data: Data) -> Tensor:
+    """Turn a batch from ``batches`` (N, 3, H, W) back into uint8 images, exactly as they went in."""
+    mean, std = (torch.tensor(v, device=batch.device).view(3, 1, 1) for v in (data.mean, data.std))
+    return ((batch * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def confusion(record: dict[str, Any], title: str = "") -> Any:
+    """The confusion matrix of a record, rows true, columns predicted, in percent of the true class."""
+    import numpy as np
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    counts = np.array(record["confusion"], dtype=float)
+    percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+    with _style() as plt:
+        side = max(5.0, 0.65 * len(percent) + 1.5)
+        figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+        axis.grid(False)
+        display = ConfusionMatrixDisplay(percent, display_labels=record["classes"])
+        display.plot(ax=axis, cmap="cividis", values_format=".0f", xticks_rotation=45, text_kw={"fontsize": 9})
+        axis.set(xlabel="predicted", ylabel="true", title=f"{title or label(record['settings'])}: % of each true class")
+    return figure
+
+
+def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
+    """Accuracy of each class, a bar for each record."""
+    with _style() as plt:
+        figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
+        width = 0.8 / len(records)
+        for i, record in enumerate(records):
+            accuracy = [100 * row[k] / max(sum(row), 1) for k, row in enumerate(record["confusion"])]
+            places = [k + (i - (len(records) - 1) / 2) * width for k in range(len(accuracy))]
+            settings = record["settings"]
+            axis.bar(places, accuracy, width, color=color(settings), label=label(settings), edgecolor="white",
+                     hatch=("", "//", "..", "xx", "--")[i % 5])  # fmt: skip
+        axis.set_xticks(
+            range(len(records[0]["classes"])),
+            records[0]["classes"],
+            rotation=20 if len(str(records[0]["classes"])) > 60 else 0,
+        )
+        axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title or f"{records[0]['data']}: accuracy by class")
+        axis.legend(ncols=len(records), loc="lower center", fontsize=9, frameon=True)
+    return figure
+
+
+class _style:
+    """The course's look, for one picture only: a reader's own settings stay as they are."""
+
+    def __enter__(self) -> Any:
+        from matplotlib import pyplot
+
+        self.context = pyplot.rc_context(STYLE)
+        self.context.__enter__()
+        return pyplot
+
+    def __exit__(self, *error: Any) -> None:
+        self.context.__exit__(*error)

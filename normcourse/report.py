@@ -1,0 +1,228 @@
+"""The report: records turned into the results table and the pictures, beside the runs or published in the README."""
+
+import re
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+from normcourse import plot
+from normcourse.data import CourseError, Data, find_cifar10, load_data, write_file
+from normcourse.model import MAX_PARAMETERS
+from normcourse.train import MAX_EPOCHS, Record, changed_settings, read_record
+
+RESULTS = Path(__file__).with_name("results")  # the published records, inside the package
+START, END = "<!-- results: written by `python -m normcourse report --publish` -->", "<!-- end of results -->"
+
+
+def data_folder(runs: str | Path, name: str) -> Path:
+    """The folder of a data set's runs: records of different data never mix."""
+    return Path(runs) / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "data")
+
+
+def read_records(folder: str | Path) -> dict[Path, Record]:
+    """All records below a folder, in the table's order. Raises CourseError if one is cut short or there are none."""
+    paths = sorted(Path(folder).rglob("*.json"))
+    records = {path: record for path in paths if (record := read_record(path))}
+    if not records:
+        raise CourseError(f"no records in {folder}; train first: python -m normcourse train --runs {folder}")
+    return dict(sorted(records.items(), key=lambda item: _order(item[1])))
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    settings, norms = record["settings"], list(plot.NORMS)
+    return (record["data"], record["copy"], settings["net"], norms.index(settings["norm"]), record["parameters"],
+            settings["seed"], record["command"])  # fmt: skip
+
+
+def groups(records: list[Record]) -> list[list[Record]]:
+    """Runs that differ in nothing but the seed, together."""
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        settings = {k: v for k, v in record["settings"].items() if k != "seed"}
+        grouped.setdefault(f"{record['data']} {record['copy']} {sorted(settings.items())}", []).append(record)
+    return list(grouped.values())
+
+
+def table(records: list[Record]) -> str:
+    """The results as a Markdown table, a row for each network: mean and standard deviation over its seeds."""
+    lines = [
+        "| network | norm | parameters | epochs | lr | seeds | train accuracy (%) | test accuracy (%) | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for group in groups(records):
+        settings, parameters = group[0]["settings"], group[0]["parameters"]
+        over = " (over the limit)" if parameters >= MAX_PARAMETERS else ""
+        held_out = "val" if settings["validate"] else "test"
+        lines.append(
+            f"| {_network(settings)} | {plot.label(settings)} "
+            f"| {parameters:,}{over} | {settings['epochs']} | {settings['lr']:g} | {len(group)} "
+            f"| {_mean_std([r['history'][-1]['train_accuracy'] for r in group])} "
+            f"| {_mean_std([r['history'][-1][f'{held_out}_accuracy'] for r in group])}"
+            f"{' (validation)' if settings['validate'] else ''} | {statistics.mean(r['seconds'] for r in group):,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _network(settings: dict[str, Any]) -> str:
+    """The network, and in brackets what differs from its recipe (the table has columns for the rest)."""
+    shown = {"seed", "epochs", "lr", "validate", "num_groups", "multiplier"}
+    changed = ", ".join(f"{k} {v}" for k, v in changed_settings(settings).items() if k not in shown)
+    return ("NormNet" if settings["net"] == "normnet" else "Reference") + (f" ({changed})" if changed else "")
+
+
+def _mean_std(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def provenance(records: list[Record]) -> str:
+    """Where the figures come from: data copy, hardware, threads, precision, versions."""
+    lines = []
+    for name, values in (
+        (
+            "Data",
+            {
+                f"{r['data']} ({r['copy']}; {r['images'][0]:,} training, {r['images'][1]:,} test images)"
+                for r in records
+            },
+        ),
+        (
+            "Hardware",
+            {f"{r['device']}, {r['threads']} thread{'s' * (r['threads'] > 1)}, {r['precision']}" for r in records},
+        ),
+        ("Versions", {", ".join(f"{k} {v}" for k, v in r["versions"].items()) + f" on {r['system']}" for r in records}),
+    ):
+        lines.append(f"- {name}: {'; '.join(sorted(values))}")
+    return "\n".join(lines)
+
+
+def write_report(folder: Path, data: Data | None = None) -> str:
+    """Write the table (report.md) and the pictures of one data set's runs into their folder; returns the text."""
+    records = read_records(folder)
+    text = f"{table(list(records.values()))}\n\n{provenance(list(records.values()))}\n"
+    _pictures(records, folder, data)
+    write_file(folder / "report.md", lambda file: file.write(text.encode()))
+    return text
+
+
+def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, short: bool = False) -> list[str]:
+    """Draw every picture the records allow (the mistakes only with the images they were made on); returns their names."""
+    names = []
+
+    def save(figure: Any, name: str) -> None:
+        from matplotlib import pyplot
+
+        write_file(folder / name, lambda file: figure.savefig(file, format="png"))
+        pyplot.close(figure)
+        names.append(name)
+
+    for net in ("normnet", "reference"):
+        chosen = {p: r for p, r in records.items() if r["settings"]["net"] == net}
+        for copy in sorted({r["copy"] for r in chosen.values()}):
+            shown = _typical([r for r in chosen.values() if r["copy"] == copy])
+            suffix = f"-{net}" + (f"-{copy.split()[-1]}" if len({r["copy"] for r in chosen.values()}) > 1 else "")
+            title = f"{shown[0]['data']}, {'NormNet' if net == 'normnet' else 'reference designs'}"
+            save(plot.curves(shown, title), f"curves{suffix}.png")
+            save(plot.per_class(shown, f"{title}: accuracy by class"), f"per-class{suffix}.png")
+        for path, record in chosen.items():
+            stem = path.stem.split("-seed")[0] if short else path.stem
+            title = (
+                f"{record['data']}, {'NormNet' if net == 'normnet' else 'reference'}, {plot.label(record['settings'])}"
+            )
+            save(plot.confusion(record, title), f"{stem}-confusion.png")
+            if data is not None and (data.name, data.copy) == (record["data"], record["copy"]):
+                save(plot.misclassified(record["mistakes"], data, title), f"{stem}-mistakes.png")
+    return names
+
+
+def _typical(records: list[Record]) -> list[Record]:
+    """One run for each network and norm, the one that differs least from its recipe, in the table's order."""
+    chosen: dict[str, Record] = {}
+    for record in sorted(records, key=lambda r: len(changed_settings(r["settings"]))):
+        chosen.setdefault(f"{plot.label(record['settings'])} {record['parameters']}", record)
+    return [r for r in records if any(r is c for c in chosen.values())]
+
+
+def report(runs: str | Path, source: str | None = None) -> str:
+    """Report every data set below ``runs``; pictures of mistakes need its images at hand and download nothing."""
+    texts = []
+    for folder in sorted({path.parent for path in read_records(runs)}):
+        records = read_records(folder)
+        name = next(iter(records.values()))["data"]
+        texts.append(f"## {name}\n\n{write_report(folder, _images(name, source))}\nPictures: {folder}")
+    return "\n\n".join(texts)
+
+
+def _images(name: str, source: str | None) -> Data | None:
+    """The images of a data set, if they can be had without a download."""
+    if source not in (None, "auto", "cifar10"):
+        return load_data(source)
+    if name == "digits":
+        return load_data("digits")
+    found = find_cifar10() if name == "CIFAR-10" else None
+    return load_data(found) if found else None
+
+
+def publish(runs: str | Path, source: str | None = None, root: Path | None = None) -> str:
+    """Write the published records, weights, pictures and the README's results section. Takes CIFAR-10 only.
+
+    Raises CourseError outside a checkout, for other data, or if no complete run is there.
+    """
+    root = root or Path(__file__).resolve().parent.parent
+    readme = root / "README.md"
+    if not readme.exists() or START not in (text := readme.read_text(encoding="utf-8")) or END not in text:
+        raise CourseError(
+            f"{root} is not a checkout with the results markers in its README.md; run this from a checkout"
+        )
+    records = {p: r for p, r in read_records(runs).items() if _publishable(r)}
+    if not records:
+        raise CourseError(
+            f"{runs} holds no final CIFAR-10 run (trained on all images, 1 to {MAX_EPOCHS} epochs); only those are published"
+        )
+    data = _images("CIFAR-10", source)
+    kept = RESULTS if root == Path(__file__).resolve().parent.parent else root / "normcourse" / "results"
+    kept.mkdir(parents=True, exist_ok=True)
+    seen: set[tuple[Any, ...]] = set()
+    for path, record in records.items():
+        shutil.copyfile(path, kept / path.name)
+        key = tuple(v for k, v in record["settings"].items() if k != "seed")
+        if key not in seen and path.with_suffix(".pt").exists():  # the weights of one seed per network
+            shutil.copyfile(path.with_suffix(".pt"), kept / path.with_suffix(".pt").name)
+            seen.add(key)
+    (root / "images").mkdir(exist_ok=True)
+    first = {p: r for p, r in records.items() if r["settings"]["seed"] == 0}
+    names = _pictures(first, root / "images", data, short=True)
+    before, after = text.split(START)[0], text.split(END)[1]
+    body = _readme(list(records.values()), names)
+    write_file(readme, lambda file: file.write(f"{before}{START}\n{body}\n{END}{after}".encode()))
+    return f"published {len(records)} records, {len(names)} pictures and the README's results section"
+
+
+def _publishable(record: Record) -> bool:
+    settings = record["settings"]
+    return record["data"] == "CIFAR-10" and not settings["validate"] and settings["epochs"] <= MAX_EPOCHS
+
+
+def _readme(records: list[Record], pictures: list[str]) -> str:
+    """The README's results section: a table and the pictures for each family of networks, and where they come from."""
+    parts = []
+    for net, heading in (
+        ("normnet", "NormNet, the course's network"),
+        ("reference", "The published reference designs"),
+    ):
+        chosen = [r for r in records if r["settings"]["net"] == net]
+        if chosen:
+            parts += [f"### {heading}", table(chosen), provenance(chosen)]
+            parts += [f"![{_alt(name)}](images/{name})" for name in pictures if f"{net}" in name and "confusion" not in name
+                      and (net == "normnet" or "mistakes" not in name)]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _alt(name: str) -> str:
+    kind = {
+        "curves": "Accuracy and loss by epoch",
+        "per-class": "Accuracy by class",
+        "mistakes": "Ten misclassified images",
+    }
+    return f"{next(v for k, v in kind.items() if k in name)}: {name.removesuffix('.png')}"

@@ -1,0 +1,373 @@
+"""Training and evaluation: one loop for every network, resumable after each epoch, and the record it leaves."""
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from normcourse import __version__
+from normcourse.data import CourseError, Data, batches, split_validation, write_file
+from normcourse.model import build, count_parameters
+
+MAX_EPOCHS = 20  # the assignment's limit
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a run. Two runs with equal settings, data and machine are equal."""
+
+    net: str = "normnet"  # or "reference"
+    norm: str = "bn"
+    multiplier: int | None = None  # channels of the reference designs; None: as published
+    num_groups: int = 8  # of NormNet's Group Norm
+    dropout: float = 0.0
+    epochs: int = MAX_EPOCHS
+    batch_size: int = 128
+    optimizer: str = "adamw"  # or "sgd"
+    schedule: str = "onecycle"  # or "step": a tenth after every 8 epochs
+    lr: float = 0.01  # the peak of the schedule
+    momentum: float = 0.9  # SGD's momentum, AdamW's beta1
+    weight_decay: float = 0.02
+    l1: float = 0.0  # times the sum of |w|, added to the loss
+    shift: int = 2  # augmentation: pixels moved at most
+    flip: bool = True  # augmentation: mirrored left-right half of the time
+    seed: int = 0
+    validate: bool = False  # hold a tenth of the training images out and evaluate on it, never on the test set
+
+
+# Chosen on the validation split by experiments/lr_search.py; a test compares them with its record.
+LEARNING_RATES = {"bn": 0.012, "ln": 0.01, "gn": 0.012, "in": 0.012, "none": 0.003}
+
+# As published (spec: SGD, L1 on all weights, a tenth of the lr every 8 epochs, no augmentation).
+_REFERENCE = dict(batch_size=64, optimizer="sgd", schedule="step", momentum=0.9, l1=5e-4, shift=0, flip=False)
+_REFERENCE_RATES = {"bn": dict(lr=0.1, weight_decay=1e-3)}
+
+
+def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool = False, **changed: Any) -> Settings:
+    """The recipe of a network and norm, with what is given (and not None) changed; checks every value.
+
+    Raises CourseError for a value that is not allowed. More than 20 epochs, the assignment's limit, need more_epochs.
+    """
+    recipe: dict[str, Any] = {"lr": LEARNING_RATES.get(norm, 0.01)}
+    if net == "reference":
+        recipe = _REFERENCE | _REFERENCE_RATES.get(norm, dict(lr=0.01, weight_decay=1e-5))
+    settings = Settings(**{"net": net, "norm": norm} | recipe | {k: v for k, v in changed.items() if v is not None})
+    for name, allowed, least, beyond in (
+        ("epochs", f"1 to {MAX_EPOCHS} (more with --more-epochs)", 1, math.inf if more_epochs else MAX_EPOCHS + 1),
+        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0", 1e-12, math.inf), ("momentum", "0 up to 1, without 1", 0, 1),
+        ("weight_decay", "0 or more", 0, math.inf), ("l1", "0 or more", 0, math.inf),
+        ("dropout", "0 up to 1, without 1", 0, 1), ("seed", "0 to 2**63 - 1", 0, 2**63),
+        ("shift", "0 to 16", 0, 17),
+    ):  # fmt: skip
+        value = getattr(settings, name)
+        if not least <= value < beyond:  # false for nan, too
+            raise CourseError(f"{name} is {value}; allowed: {allowed}")
+    build(net, norm, num_groups=settings.num_groups, multiplier=settings.multiplier)  # says what it cannot build
+    for name, options in (("optimizer", ("adamw", "sgd")), ("schedule", ("onecycle", "step"))):
+        if getattr(settings, name) not in options:
+            raise CourseError(f"{name} is {getattr(settings, name)!r}; allowed: {', '.join(options)}")
+    return settings
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """CUDA if it is there, else the CPU; MPS only when asked for (its norm gradients have been wrong)."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    if not there.get(name, False):
+        usable = ", ".join(["auto"] + [device for device, usable in there.items() if usable])
+        raise CourseError(f"device {name!r} is unknown or not on this machine; allowed here: {usable}")
+    return torch.device(name)
+
+
+def run_name(settings: Settings, data: Data) -> str:
+    """The name of a run's files: readable, and different whenever a setting or the data differ."""
+    text = json.dumps([asdict(settings), data.name, data.copy], sort_keys=True)
+    size = f"-m{settings.multiplier}" if settings.multiplier else ""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
+
+
+def fit(
+    settings: Settings, data: Data, folder: str | Path | None = None, device: str = "auto", progress: bool = True
+) -> Record:
+    """Train the network that ``settings`` name, evaluate it after each epoch, and return the record.
+
+    With a folder, the record (.json) and the weights (.pt) are kept there, and a checkpoint (.ckpt) after each epoch:
+    a run that was stopped goes on from it and ends with the numbers it would have had; a finished one is only read.
+    Raises CourseError for settings or a device that cannot be used.
+    """
+    path = Path(folder) / run_name(settings, data) if folder is not None else None
+    if path and (record := read_record(path.with_suffix(".json"), missing_ok=True)):
+        return record
+    place = pick_device(device)
+    run = _start(settings, data, place)
+    if path:
+        _resume(run, path)
+    if settings.validate:
+        data = split_validation(data)
+    train, test = ((i.to(place), t.to(place)) for i, t in (data[5:7], data[7:9]))
+    while len(run["history"]) < settings.epochs:
+        started = time.perf_counter()
+        figures = _train_epoch(run, settings, data, *train, progress)
+        seconds = time.perf_counter() - started
+        name = "val" if settings.validate else "test"
+        loss, predicted = evaluate(run["model"], *test, data)
+        figures |= {f"{name}_loss": loss, f"{name}_accuracy": _percent(predicted, test[1]), "seconds": seconds}
+        run["history"].append(figures)
+        if path:
+            write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file))
+    record = make_record(run, settings, data, place)
+    if path:
+        state = {k: v.detach().cpu().contiguous() for k, v in run["model"].state_dict().items()}
+        write_file(path.with_suffix(".pt"), lambda file: torch.save(state, file))
+        write_record(path.with_suffix(".json"), record)
+        path.with_suffix(".ckpt").unlink(missing_ok=True)
+    return record
+
+
+# --- one epoch ---------------------------------------------------------------------------------------------------
+
+
+def _train_epoch(
+    run: dict[str, Any], settings: Settings, data: Data, images: Tensor, labels: Tensor, progress: bool
+) -> dict[str, float]:
+    """One pass over the training images in random order; returns the mean loss and accuracy as they were on the way."""
+    model, optimizer, epoch, device = run["model"].train(), run["optimizer"], len(run["history"]), images.device
+    steps = math.ceil(len(images) / settings.batch_size)
+    total_loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
+    stream = batches(images, labels, data, settings.batch_size, run["generator"], settings.shift, settings.flip)
+    title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
+    bar = tqdm(total=len(images), desc=title, unit="image", leave=False, disable=None if progress else True)
+    with bar, _reproducible():
+        for step, (x, y) in enumerate(stream):
+            set_lr(optimizer, lr := learning_rate(settings, epoch + step / steps))
+            with torch.autocast(device.type, torch.bfloat16, enabled=run["bf16"]):
+                logits = model(x.contiguous(memory_format=run["memory_format"]))
+            loss = F.cross_entropy(logits.float(), y)
+            weights = torch.cat([p.flatten() for p in model.parameters()]) if settings.l1 else torch.zeros(1)
+            optimizer.zero_grad()
+            (loss + settings.l1 * weights.abs().sum()).backward()
+            optimizer.step()
+            total_loss += loss.detach() * len(y)
+            correct += (logits.detach().argmax(1) == y).sum()
+            bar.update(len(y))
+            if step % 25 == 24 and not bar.disable:  # reading a figure waits for a GPU: seldom
+                bar.set_postfix(
+                    loss=f"{total_loss.item() / bar.n:.3f}",
+                    accuracy=f"{100 * correct.item() / bar.n:.1f}%",
+                    lr=f"{lr:.2g}",
+                )
+    if not math.isfinite(loss_ := total_loss.item()):
+        raise CourseError(
+            f"the loss is no longer finite in epoch {epoch + 1}: lr={settings.lr} is too large; try a tenth"
+        )
+    return {"train_loss": loss_ / len(images), "train_accuracy": 100 * correct.item() / len(images), "lr": lr}
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250) -> Tensor:
+    """Logits (N, num_classes) in eval mode and fp32, the images (N, 3, 32, 32) uint8 as they are."""
+    was_training, labels = model.training, torch.zeros(len(images))
+    model.eval()
+    logits = [model(x) for x, _ in batches(images, labels, data, batch_size)]
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, data: Data) -> tuple[float, Tensor]:
+    """Mean cross-entropy, and the predicted classes (N,), in eval mode."""
+    logits = predict(model, images, data)
+    return F.cross_entropy(logits, labels).item(), logits.argmax(1)
+
+
+def _percent(predicted: Tensor, labels: Tensor) -> float:
+    """Correct over seen (the mean of batch accuracies would weigh a short last batch too much)."""
+    return 100 * (predicted == labels).sum().item() / len(labels)
+
+
+def learning_rate(settings: Settings, epoch: float) -> float:
+    """The rate at a moment of the training: one cycle (a fifth up, then down to 0) or a tenth after every 8 epochs."""
+    if settings.schedule == "step":
+        return settings.lr * 0.1 ** (int(epoch) // 8)
+    part = epoch / settings.epochs
+    return settings.lr * (0.05 + 0.95 * part / 0.2 if part < 0.2 else (1 - part) / 0.8)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+# --- start, checkpoint, resume -----------------------------------------------------------------------------------
+
+
+def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, Any]:
+    """A fresh run: the model drawn from the seed, its optimizer, the random numbers, the fast path of this machine."""
+    torch.manual_seed(settings.seed)
+    chosen = (settings.num_groups, settings.multiplier, settings.dropout)
+    model = build(settings.net, settings.norm, len(data.classes), *chosen)
+    # Group Norm is slow in channels_last (PyTorch 2.15, CPU); the other norms are faster in it.
+    slow = device.type == "cpu" and settings.norm in ("gn", "in")
+    memory_format = torch.contiguous_format if slow else torch.channels_last
+    model = model.to(device).to(memory_format=memory_format)
+    small = device.type == "cpu" and (settings.net, settings.norm) == (
+        "reference",
+        "bn",
+    )  # bf16 does not pay for 5,882 p
+    return {
+        "model": model, "optimizer": make_optimizer(model, settings), "history": [], "memory_format": memory_format,
+        "generator": torch.Generator().manual_seed(settings.seed), "bf16": has_fast_bf16(device) and not small,
+    }  # fmt: skip
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW or SGD. NormNet's norms and biases are not decayed (they do not make it more complex); the references' are."""
+    parameters: Any = model.parameters()
+    if settings.net == "normnet":
+        parameters = [
+            {"params": [p for p in model.parameters() if p.ndim > 1]},
+            {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    betas = (settings.momentum, 0.99)
+    return torch.optim.AdamW(parameters, settings.lr, betas, weight_decay=settings.weight_decay, foreach=True)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is native here; elsewhere it is emulated, slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        yield
+
+
+def _state(run: dict[str, Any]) -> dict[str, Any]:
+    """All that an uninterrupted run would have had in memory at this moment."""
+    random = {"generator": run["generator"].get_state(), "cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "model": run["model"].state_dict(),
+        "optimizer": run["optimizer"].state_dict(),
+        "history": run["history"],
+        **random,
+    }
+
+
+def _resume(run: dict[str, Any], path: Path) -> None:
+    """Go on from the checkpoint if there is one; one that cannot be read is left aside and the run starts again."""
+    file = path.with_suffix(".ckpt")
+    if not file.exists():
+        return
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        run["model"].load_state_dict(state["model"])
+        run["optimizer"].load_state_dict(state["optimizer"])
+        run["history"] = state["history"]
+        run["generator"].set_state(state["generator"])
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except Exception as error:
+        raise CourseError(f"cannot go on from {file} ({error}); delete it to start this run again") from error
+
+
+# --- records -----------------------------------------------------------------------------------------------------
+
+
+def make_record(run: dict[str, Any], settings: Settings, data: Data, device: torch.device) -> Record:
+    """Everything a reader needs to trust a run's figures, or to run it again."""
+    logits = predict(run["model"], data.test_images.to(device), data).cpu()
+    pairs = data.test_labels * len(data.classes) + logits.argmax(1)
+    confusion = torch.bincount(pairs, minlength=len(data.classes) ** 2).view(len(data.classes), -1)
+    return {
+        "command": command(asdict(settings)), "settings": asdict(settings), "parameters": count_parameters(run["model"]),
+        "data": data.name, "copy": data.copy, "classes": list(data.classes),
+        "images": [len(data.train_labels), len(data.test_labels)],
+        "history": run["history"], "confusion": confusion.tolist(),  # rows: true class, columns: predicted
+        "mistakes": mistakes(logits, data.test_labels),
+        "seconds": sum(epoch["seconds"] for epoch in run["history"]),  # of training, evaluation apart
+        "device": _device_name(device), "threads": torch.get_num_threads(),
+        "precision": "bf16 autocast" if run["bf16"] else "fp32", "memory_format": str(run["memory_format"]).split(".")[1],
+        "versions": {"normcourse": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "system": platform.system(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def mistakes(logits: Tensor, labels: Tensor, count: int = 10) -> list[tuple[int, int, float]]:
+    """Some wrongly classified images, drawn at random with a fixed seed: index, predicted class, confidence (0 to 1).
+
+    At random, because the first ones may all be of one class, and the most confident ones would not be typical.
+    """
+    confidence, predicted = logits.softmax(1).max(1)  # (N,), (N,)
+    wrong = (predicted != labels).nonzero().flatten()
+    wrong = wrong[torch.randperm(len(wrong), generator=torch.Generator().manual_seed(0))[:count]]
+    return [(int(i), int(predicted[i]), round(float(confidence[i]), 4)) for i in wrong]
+
+
+def changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the recipe of the network and norm."""
+    recipe = asdict(default_settings(settings["net"], settings["norm"]))
+    return {k: v for k, v in settings.items() if v != recipe[k]}
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command that makes a run again, also after a recipe has changed: what differs from it or from Settings()."""
+    usual, changed = asdict(Settings()), changed_settings(settings)
+    words = [f"--net {settings['net']} --norm {settings['norm']}"]
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if name not in ("net", "norm") and (name in changed or value != usual[name]):
+            words.append(
+                f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
+            )
+    return f"python -m normcourse train {' '.join(words)}{' --more-epochs' if settings['epochs'] > MAX_EPOCHS else ''}"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record whole or not at all."""
+    write_file(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+
+
+def read_record(path: Path, missing_ok: bool = False) -> Record | None:
+    """Read a record; raises CourseError if it is cut short or not a record (None if it is missing and that is fine)."""
+    if missing_ok and not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        Settings(**record["settings"]), record["history"][-1]["train_accuracy"], record["confusion"], record["data"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CourseError(
+            f"{path} is not a whole record ({type(error).__name__}: {error}); delete it and train again"
+        ) from error
+    return record

@@ -1,0 +1,383 @@
+import hashlib
+import http.server
+import pickle
+import shutil
+import tarfile
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_folder
+from PIL import Image
+
+from normcourse import CourseError, batches, load_data
+from normcourse import data as data_module
+from normcourse.data import split_validation
+from normcourse.plot import unnormalise
+
+
+def write_batches(root, per_file=20, classes=10):
+    """The official layout with random images; returns what should be read."""
+    root.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    images, labels = (
+        random.integers(0, 256, (6 * per_file, 3072), dtype=np.uint8),
+        [i % classes for i in range(6 * per_file)],
+    )
+    for i, name in enumerate([f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]):
+        part = slice(i * per_file, (i + 1) * per_file)
+        (root / name).write_bytes(pickle.dumps({b"data": images[part], b"labels": labels[part]}, protocol=2))
+    names = [f"class{i}".encode() for i in range(classes)]
+    (root / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
+    return torch.from_numpy(images).view(-1, 3, 32, 32), torch.tensor(labels)
+
+
+# --- what load_data returns
+
+
+def test_digits(digits):
+    assert (digits.name, len(digits.classes)) == ("digits", 10)
+    assert digits.train_images.shape[1:] == (3, 32, 32) and digits.train_images.dtype == torch.uint8
+    assert len(digits.train_images) + len(digits.test_images) == 1797
+    again = load_data("digits")
+    assert again.copy == digits.copy and torch.equal(again.test_labels, digits.test_labels)
+
+
+def test_mean_and_std_are_those_of_the_training_images(digits, folder):
+    for data in (digits, load_data(folder)):
+        pixels = data.train_images.double() / 255
+        torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(data.std).double(), pixels.std((0, 2, 3), correction=0), atol=1e-6, rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("png", (32, 32)), ("jpg", (32, 32)), ("JPEG", (70, 41)), ("PNG", (8, 100))]
+)
+def test_image_folder_of_any_size(tmp_path, kind, size):
+    data = load_data(make_folder(tmp_path / "mine", size=size, kind=kind))
+    assert data.name == "mine" and data.classes == ("ant", "bee", "cow")
+    assert data.train_images.shape == (24, 3, 32, 32) and data.train_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    strongest = data.train_images.float().mean((2, 3)).argmax(1)  # the generator makes class k strongest in channel k
+    assert torch.equal(strongest, data.train_labels)
+
+
+def test_pixels_come_through_unchanged(folder):
+    data = load_data(folder)
+    for n, label in ((0, "ant"), (9, "bee")):
+        stored = np.asarray(Image.open(folder / "train" / label / f"{n % 8}.png"))
+        assert np.array_equal(data.train_images[n].permute(1, 2, 0).numpy(), stored)
+
+
+def test_grey_transparent_and_palette_images_are_read_as_rgb(folder):
+    for n, mode in enumerate(("L", "RGBA", "P", "1", "LA", "CMYK")):
+        name = folder / "train" / "ant" / (f"{n}.jpg" if mode == "CMYK" else f"{n}.png")
+        Image.new("RGB", (32, 32), "white").convert(mode).save(name)
+    assert load_data(folder).train_images[:6].shape == (6, 3, 32, 32)
+
+
+def test_decoded_once_and_again_when_a_file_changes(folder, monkeypatch):
+    first, calls = load_data(folder), []
+    monkeypatch.setattr(
+        data_module, "_read_image", lambda file: calls.append(file) or torch.zeros(32, 32, 3, dtype=torch.uint8)
+    )
+    assert load_data(folder).copy == first.copy and not calls
+    Image.new("RGB", (32, 32)).save(folder / "test" / "cow" / "new.png")
+    assert len(load_data(folder).test_labels) == 25 and len(calls) == 49
+
+
+def test_a_cache_cut_short_is_made_again(folder, cache):
+    first = load_data(folder)
+    for file in cache.glob("*.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
+    assert load_data(folder).copy == first.copy
+
+
+def test_official_batches(tmp_path):
+    images, labels = write_batches(tmp_path / "x" / "cifar-10-batches-py")
+    for path in (tmp_path / "x", tmp_path / "x" / "cifar-10-batches-py"):
+        data = load_data(path)
+        assert torch.equal(data.train_images, images[:100]) and torch.equal(data.test_labels, labels[100:])
+        assert data.name == "x"  # not CIFAR-10: other classes and counts
+
+
+def test_batches_of_cifar10_are_recognised_by_classes_and_counts(tmp_path):
+    write_batches(tmp_path / "d" / "cifar-10-batches-py")
+    loaded = load_data(tmp_path / "d")
+    parts = [
+        loaded.train_images,
+        torch.arange(10).repeat_interleave(5000),
+        loaded.test_images,
+        torch.arange(10).repeat_interleave(1000),
+    ]
+    assert data_module._name(tmp_path, data_module.CLASSES, parts) == "CIFAR-10"
+    parts[3] = parts[3][:-1]
+    assert data_module._name(tmp_path, data_module.CLASSES, parts) != "CIFAR-10"
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "written"), "w"))
+
+    write_batches(tmp_path / "cifar-10-batches-py")
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}))
+    with pytest.raises(CourseError, match="data_batch_3"):
+        load_data(tmp_path)
+    assert not (tmp_path / "written").exists()
+
+
+def test_environment_names_the_source(monkeypatch, folder):
+    monkeypatch.setenv("NORMCOURSE_DATA", str(folder))
+    assert load_data().name == "insects"
+    assert load_data("digits").name == "digits"
+
+
+# --- bad input
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: remove(f / "test"), ["no folder 'test'", "{train,test}/<class>"]),
+        (
+            lambda f: (
+                [remove(f / p / "ant") for p in ("train", "test")]
+                and [remove(f / p / "bee") for p in ("train", "test")]
+            ),
+            ["one class, 'cow'"],
+        ),
+        (lambda f: remove(f / "test" / "bee"), ["same class folders", "only in train: ['bee']"]),
+        (lambda f: [remove(i) for i in (f / "train" / "cow").iterdir()], ["train/cow", "no images"]),
+        (lambda f: [remove(c) for p in ("train", "test") for c in (f / p).iterdir()], ["no images"]),
+        (lambda f: (f / "train" / "bee" / "3.png").write_bytes(b"not an image"), ["3.png", "replace or remove"]),
+        (
+            lambda f: (f / "train" / "bee" / "3.png").write_bytes((f / "train" / "bee" / "3.png").read_bytes()[:800]),
+            ["3.png"],
+        ),
+        (lambda f: (f / "train" / "bee" / "3.png").write_bytes(b""), ["3.png"]),
+    ],
+)
+def test_bad_folders_say_what_is_wrong(folder, spoil, words, cache):
+    spoil(folder)
+    with pytest.raises(CourseError) as error:
+        load_data(folder)
+    assert all(word in str(error.value).replace("\\", "/") for word in words), str(error.value)
+    assert not list(cache.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("source", ["cifar100", "/no/such/folder", "mnist"])
+def test_unknown_source(source):
+    with pytest.raises(CourseError, match="cifar10, digits, auto, or the path"):
+        load_data(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("data_batch_2", None, "data_batch_2 is missing"), ("batches.meta", None, "batches.meta is missing"),
+        ("test_batch", b"\x80\x02}q\x00", "cannot read"), ("data_batch_1", pickle.dumps([1, 2]), "cannot read"),
+        ("data_batch_1", pickle.dumps({b"labels": [1]}), "expected 'data'"),
+        ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072)), b"labels": [1, 1]}), "uint8"),
+        ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}), "one label"),
+        ("data_batch_1", pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]}), "classes"),
+    ],
+)  # fmt: skip
+def test_bad_batches(tmp_path, name, content, words):
+    write_batches(tmp_path / "cifar-10-batches-py")
+    file = tmp_path / "cifar-10-batches-py" / name
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(CourseError, match=words):
+        load_data(tmp_path)
+
+
+# --- batches
+
+
+def test_every_image_once_in_an_epoch_and_the_last_batch_is_short(small):
+    seen = [
+        (x, y) for x, y in batches(small.train_images, torch.arange(80), small, 32, torch.Generator().manual_seed(1))
+    ]
+    assert [len(y) for _, y in seen] == [32, 32, 16]
+    order = torch.cat([y for _, y in seen])
+    assert torch.equal(order.sort().values, torch.arange(80)) and not torch.equal(order, torch.arange(80))
+    images = unnormalise(torch.cat([x for x, _ in seen]), small)
+    assert torch.equal(images, small.train_images[order])  # no augmentation asked for: the very pixels
+
+
+def test_batches_are_normalised_like_torchvision(small):
+    from torchvision.transforms import v2
+
+    expected = v2.Normalize(small.mean, small.std)(small.test_images.float() / 255)
+    ours = torch.cat([x for x, _ in batches(small.test_images, small.test_labels, small, 16)])
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_each_image_gets_its_own_shift_and_flip():
+    """Every augmented image equals one of the 2 x 25 crops that numpy's mirrored padding gives, and all 50 occur."""
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = data_module._make("x", "x", ("a", "b"), [image, torch.zeros(1, dtype=torch.long)] * 2)
+    padded = np.pad(image[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
+    crops = {
+        padded[:, i : i + 32, j : j + 32][..., ::step].tobytes() for i in range(5) for j in range(5) for step in (1, -1)
+    }
+    many = image.expand(1000, -1, -1, -1)
+    x, _ = next(batches(many, torch.zeros(1000), data, 1000, torch.Generator().manual_seed(0), shift=2, flip=True))
+    found = [crop.numpy().tobytes() for crop in unnormalise(x, data)]
+    assert len(crops) == 50 and set(found) == crops
+    assert max(found.count(crop) for crop in crops) < 50  # even: 20 of each expected
+
+
+def test_same_generator_same_batches(small):
+    def epoch(seed):
+        stream = batches(
+            small.train_images, small.train_labels, small, 32, torch.Generator().manual_seed(seed), 2, True
+        )
+        return torch.cat([x for x, _ in stream])
+
+    assert torch.equal(epoch(3), epoch(3)) and not torch.equal(epoch(3), epoch(4))
+
+
+def test_validation_split_is_a_tenth_of_the_training_set_and_always_the_same(digits):
+    one, two = split_validation(digits), split_validation(digits)
+    assert len(one.test_labels) == len(digits.train_labels) // 10
+    assert len(one.train_labels) + len(one.test_labels) == len(digits.train_labels)
+    assert torch.equal(one.test_images, two.test_images) and one.mean == digits.mean
+
+
+def test_cifar10_copy_has_the_known_statistics(cifar10):
+    assert cifar10.train_images.shape == (50000, 3, 32, 32) and cifar10.classes == data_module.CLASSES
+    torch.testing.assert_close(torch.tensor(cifar10.mean), torch.tensor((0.4914, 0.4822, 0.4465)), atol=2e-3, rtol=0)
+    assert len(split_validation(cifar10).test_labels) == 5000
+    assert data_module.load_data().copy == cifar10.copy
+
+
+# --- download, from a server on this machine
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    root = tmp_path_factory.mktemp("archive")
+    write_batches(root / "cifar-10-batches-py")
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    return (root / "cifar-10-python.tar.gz").read_bytes()
+
+
+@pytest.fixture
+def server(archive, monkeypatch, tmp_path):
+    """A mirror whose paths behave differently; the archive's hash stands in for CIFAR-10's, the cache is empty."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            kind = self.path.strip("/")
+            if kind == "missing":
+                return self.send_error(404)
+            body = {"altered": archive[:-1] + bytes([archive[-1] ^ 1]), "cut": archive[: len(archive) // 2]}.get(
+                kind, archive
+            )
+            if kind == "moved":
+                self.send_response(302)
+                self.send_header("Location", "/good")
+                return self.end_headers()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(archive)))
+            self.end_headers()
+            if kind == "stall":
+                self.wfile.write(archive[:1000])
+                self.wfile.flush()
+                time.sleep(3)
+            elif kind == "slow":
+                for i in range(0, len(body), len(body) // 8 + 1):
+                    self.wfile.write(body[i : i + len(body) // 8 + 1])
+                    self.wfile.flush()
+                    time.sleep(0.3)  # 2.4 s in all: longer than the stall limit set below, but it moves
+            else:
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads, httpd.block_on_close = True, False
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setattr(data_module, "ARCHIVE_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(data_module, "STALL_SECONDS", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield lambda *kinds: monkeypatch.setattr(
+        data_module, "MIRRORS", tuple(f"http://127.0.0.1:{httpd.server_port}/{kind}" for kind in kinds)
+    )
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize(
+    "kinds", [("good",), ("missing", "moved"), ("altered", "good"), ("cut", "good"), ("stall", "good"), ("slow",)]
+)
+def test_download_ends_with_the_right_file(server, kinds, tmp_path):
+    server(*kinds)
+    assert len(load_data("cifar10").train_labels) == 100
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    server("missing")
+    assert len(load_data("cifar10").train_labels) == 100  # found: not fetched again
+
+
+def test_download_that_fails_lists_what_was_tried(server, tmp_path):
+    server("missing", "altered", "cut", "stall")
+    with pytest.raises(CourseError) as error:
+        load_data("cifar10")
+    message = str(error.value)
+    assert all(
+        word in message
+        for word in ("/missing", "404", "/altered", "wrong SHA-256", "/cut", "/stall", "timed out", "digits")
+    )
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_auto_falls_back_to_digits_with_a_banner(server, capsys):
+    server("missing")
+    assert load_data("auto").name == "digits"
+    assert "NOT CIFAR-10" in capsys.readouterr().err
+
+
+def test_auto_takes_cifar10_where_it_can_be_fetched(server):
+    server("missing", "good")
+    assert load_data("auto").name != "digits"
+
+
+def test_an_archive_or_folder_in_data_is_found(server, archive, tmp_path):
+    server("missing")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(archive)
+    assert len(load_data("auto").train_labels) == 100
+    assert len(load_data(tmp_path / "data" / "cifar-10-python.tar.gz").train_labels) == 100
+
+
+@pytest.mark.parametrize("change", [lambda a: a[: len(a) // 2], lambda a: a[:-1] + b"x", lambda a: b""])
+def test_an_altered_archive_is_never_unpacked(server, archive, tmp_path, change):
+    server("missing")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar-10-python.tar.gz").write_bytes(change(archive))
+    with pytest.raises(CourseError, match="cut short or altered"):
+        load_data("cifar10")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_member_outside_the_folder_is_refused(server, monkeypatch, tmp_path):
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
+        (tmp_path / "payload").write_text("x")
+        tar.add(tmp_path / "payload", "../../escaped")
+    monkeypatch.setattr(
+        data_module, "ARCHIVE_SHA256", hashlib.sha256((tmp_path / "evil.tar.gz").read_bytes()).hexdigest()
+    )
+    with pytest.raises(CourseError, match="cannot unpack"):
+        load_data(tmp_path / "evil.tar.gz")
+    assert not list(tmp_path.rglob("escaped"))

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+from normcourse import CourseError, NormNet, count_parameters, norm_layer, receptive_fields, reference_net
+from normcourse.model import NORMS, build
+
+SPEC = {  # spec of the published designs: step -> (channels at m = 1, size after, receptive field after)
+    "block1": (16, 32, 3), "block2": (8, 32, 5), "pool1": (8, 16, 6), "block3": (16, 16, 10), "block4": (8, 16, 14),
+    "pool2": (8, 8, 16), "block5": (16, 6, 32), "block6": (8, 6, 40), "block7": (16, 6, 48), "pool3": (16, 1, 68),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("norm", "multiplier", "parameters"),
+    [("bn", 1, 5_882), ("ln", 2, 73_770), ("ln", 1, 18_842), ("gn", 2, 73_770), ("gn", 1, 18_842)],
+)
+def test_reference_designs_are_the_published_ones(norm, multiplier, parameters):
+    net = reference_net(norm, multiplier)
+    assert count_parameters(net) == parameters
+    rows = {field.layer.split(".")[0]: field for field in receptive_fields(net)}
+    assert {k: (f.channels // multiplier, f.size, f.receptive_field) for k, f in rows.items()} == SPEC
+    logits = net(torch.randn(4, 3, 32, 32))
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(4))  # log-probabilities
+    kinds = [type(layer).__name__ for layer in net.block2]
+    assert kinds == ["Conv2d", "Conv2d", "BatchNorm2d" if norm == "bn" else "GroupNorm", "Dropout", "ReLU"]
+    assert net.block2[0].groups == (16 if norm == "bn" else 1)
+    assert [c.bias is not None for c in net.modules() if isinstance(c, nn.Conv2d)] == [True] + [False] * 9
+
+
+def test_reference_norms():
+    assert {m.num_groups for m in reference_net("ln").modules() if isinstance(m, nn.GroupNorm)} == {1}
+    assert {m.num_groups for m in reference_net("gn", 1).modules() if isinstance(m, nn.GroupNorm)} == {4}
+    published = [m for m in reference_net("gn").modules() if isinstance(m, nn.GroupNorm)]
+    assert all(m.num_groups == m.num_channels for m in published)  # Instance Norm
+    assert {m.p for m in reference_net("bn", dropout=0.1).modules() if isinstance(m, nn.Dropout)} == {0.1}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_normnet_is_the_assignments_skeleton(norm):
+    net = NormNet(norm)
+    assert [name for name, _ in net.named_children()] == "C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10".split()
+    assert count_parameters(net) < 50_000
+    assert sum(getattr(block, "skip", False) for block in net.children()) >= 1
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    convolutions = [c for c in net.modules() if isinstance(c, nn.Conv2d)]
+    assert sum(c.bias is not None for c in convolutions) == (11 if norm == "none" else 1)  # C10 always has one
+
+
+def test_only_the_norm_differs():
+    shapes = {norm: {k: v.shape for k, v in NormNet(norm).named_parameters()} for norm in ("bn", "ln", "gn", "in")}
+    assert shapes["bn"] == shapes["ln"] == shapes["gn"] == shapes["in"]
+
+
+def test_skip_adds_the_input():
+    block = NormNet("bn").C4.eval()
+    x = torch.randn(2, 64, 8, 8)
+    assert block.skip
+    torch.testing.assert_close(block(x) - x, torch.relu(block.norm(block.conv(x))))
+
+
+@pytest.mark.parametrize(("norm", "axes"), [("bn", (0, 2, 3)), ("in", (2, 3)), ("ln", (1, 2, 3))])
+def test_norm_layers_average_over_the_right_axes(norm, axes):
+    y = norm_layer(norm, 8)(torch.randn(4, 8, 5, 5) * 3 + 2)
+    torch.testing.assert_close(y.mean(axes), torch.zeros_like(y.mean(axes)), atol=1e-5, rtol=0)
+
+
+def test_receptive_field_equals_the_gradients_footprint():
+    net = reference_net("bn")[:10].eval()  # up to the last pool, before the linear layer
+    net.pool1, net.pool2 = nn.AvgPool2d(2), nn.AvgPool2d(2)  # every input of a window gets a gradient, not the largest
+    for p in net.parameters():
+        p.data.abs_()  # nothing cancels, no ReLU is off
+    x = torch.rand(1, 3, 128, 128, requires_grad=True)
+    y = net(x)
+    y[0, 0, y.shape[2] // 2, y.shape[3] // 2].backward()
+    rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 == receptive_fields(reference_net("bn"))[-1].receptive_field == 68
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: norm_layer("xx", 8), ["'xx'", "bn, ln, gn, in, none"]),
+        (lambda: NormNet("gn", num_groups=7), ["num_groups=7", "24 channels", "1, 2, 3, 4, 6, 8, 12, 24"]),
+        (lambda: NormNet("gn", num_groups=0), ["num_groups=0", "1, 2, 3"]),
+        (lambda: NormNet("bn", num_classes=500), ["parameters", "fewer than 50,000"]),
+        (lambda: reference_net("in"), ["'in'", "bn 1, ln 1 or 2"]),
+        (lambda: reference_net("bn", 2), ["multiplier 2", "bn 1"]),
+        (lambda: build("resnet", "bn"), ["'resnet'", "normnet, reference"]),
+    ],
+)
+def test_bad_input_says_what_is_allowed(call, words):
+    with pytest.raises(CourseError) as error:
+        call()
+    assert all(word in str(error.value) for word in words), str(error.value)

@@ -1,0 +1,100 @@
+"""The published figures: README, records, weights and the lr search agree with each other and with what is run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from normcourse import evaluate
+from normcourse.model import NORMS, build, count_parameters
+from normcourse.plot import label
+from normcourse.report import END, RESULTS, START, groups, read_records, table
+from normcourse.train import LEARNING_RATES, command
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = read_records(RESULTS)
+
+
+def test_readme_shows_the_published_records():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split(START)[1].split(END)[0]
+    for net in ("normnet", "reference"):
+        assert table([r for r in PUBLISHED.values() if r["settings"]["net"] == net]) in section
+
+
+def test_readme_has_no_dead_link_and_every_image_a_text():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text)
+    assert len([link for link in links if link[0]]) >= 5
+    anchors = {
+        re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    for image, words, target in links:
+        assert words.strip(), target
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (ROOT / target.split("#")[0]).exists(), target
+        assert not image or not target.startswith("http"), "pictures are in the repository"
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_records_keep_the_rules(path):
+    record = PUBLISHED[path]
+    settings = record["settings"]
+    assert record["data"] == "CIFAR-10" and record["images"] == [50_000, 10_000] and not settings["validate"]
+    assert len(record["history"]) == settings["epochs"] <= 20
+    assert record["command"] == command(settings)
+    right = sum(row[k] for k, row in enumerate(record["confusion"]))
+    assert record["history"][-1]["test_accuracy"] == pytest.approx(right / 100)  # the final epoch's, of 10,000 images
+    net = build(settings["net"], settings["norm"], num_groups=settings["num_groups"], multiplier=settings["multiplier"])
+    assert count_parameters(net) == record["parameters"]
+
+
+def test_all_three_norms_are_published_above_70_percent_with_fewer_than_50000_parameters():
+    ours = [r for r in PUBLISHED.values() if r["settings"]["net"] == "normnet"]
+    assert {"bn", "ln", "gn"} <= {r["settings"]["norm"] for r in ours}
+    assert all(r["parameters"] < 50_000 and r["history"][-1]["test_accuracy"] > 70 for r in ours)
+    assert {(r["settings"]["norm"], r["parameters"]) for r in PUBLISHED.values() if r["settings"]["net"] == "reference"} >= {
+        ("bn", 5_882), ("ln", 73_770), ("ln", 18_842), ("gn", 73_770), ("gn", 18_842)
+    }  # fmt: skip
+
+
+def test_each_network_has_weights():
+    kept = [path for path in PUBLISHED if path.with_suffix(".pt").exists()]
+    assert len(kept) == len(groups(list(PUBLISHED.values())))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_weights_reproduce_the_recorded_accuracy(path, cifar10):
+    record = PUBLISHED[path]
+    if not path.with_suffix(".pt").exists():
+        pytest.skip("only one seed of each network has its weights published")
+    if cifar10.copy != record["copy"]:
+        pytest.skip(f"recorded on another copy of CIFAR-10: {record['copy']}")
+    settings = record["settings"]
+    net = build(settings["net"], settings["norm"], num_groups=settings["num_groups"], multiplier=settings["multiplier"])
+    net.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
+    _, predicted = evaluate(net, cifar10.test_images, cifar10.test_labels, cifar10)
+    accuracy = 100 * (predicted == cifar10.test_labels).float().mean().item()
+    assert accuracy == pytest.approx(record["history"][-1]["test_accuracy"], abs=0.1)
+
+
+def test_default_learning_rates_are_the_best_of_the_recorded_search():
+    searched: dict[str, dict[float, float]] = {}
+    for file in (ROOT / "experiments" / "lr_search").glob("*.json"):
+        record = json.loads(file.read_text())
+        assert record["settings"]["validate"] and "test_accuracy" not in record["history"][-1]
+        found = searched.setdefault(record["settings"]["norm"], {})
+        found[record["settings"]["lr"]] = record["history"][-1]["val_accuracy"]
+    assert {"bn", "ln", "gn"} <= set(searched)
+    for norm, accuracy in searched.items():
+        best = max(accuracy, key=accuracy.__getitem__)
+        assert LEARNING_RATES[norm] == best and min(accuracy) < best < max(accuracy), norm
+
+
+def test_every_norm_has_a_name_for_the_reader():
+    for norm in NORMS:
+        assert label({"net": "normnet", "norm": norm, "num_groups": 8, "multiplier": None})

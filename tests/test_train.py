@@ -1,0 +1,242 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from normcourse import CourseError, NormNet, default_settings, evaluate, fit, predict
+from normcourse import train as train_module
+from normcourse.data import split_validation
+from normcourse.model import NORMS
+from normcourse.train import _start, learning_rate, make_optimizer, pick_device, read_record, run_name
+
+CPU = torch.device("cpu")
+
+
+def settings(norm="bn", **changed):
+    return default_settings(norm=norm, **{"epochs": 3, "batch_size": 32} | changed)
+
+
+def same(one, two):
+    """Equal in every figure (seconds and the moment apart)."""
+    clean = [json.loads(json.dumps(r)) for r in (one, two)]
+    for record in clean:
+        record.pop("seconds"), record.pop("finished")
+        for epoch in record["history"]:
+            epoch.pop("seconds")
+    return clean[0] == clean[1]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_record_says_everything(norm, small, tmp_path):
+    record = fit(settings(norm, epochs=2), small, tmp_path, "cpu", progress=False)
+    assert len(record["history"]) == 2 and record["parameters"] < 50_000
+    keys = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds"}
+    assert all(set(epoch) == keys and all(map(math.isfinite, epoch.values())) for epoch in record["history"])
+    assert record["data"] == "digits" and record["copy"] == small.copy and record["settings"]["norm"] == norm
+    assert {"torch", "python", "normcourse"} <= set(record["versions"]) and record["device"] and record["threads"] >= 1
+    assert sum(map(sum, record["confusion"])) == len(small.test_labels)
+    correct = sum(row[i] for i, row in enumerate(record["confusion"]))
+    assert record["history"][-1]["test_accuracy"] == 100 * correct / len(small.test_labels)
+    name = run_name(settings(norm, epochs=2), small)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.json", f"{name}.pt"]
+
+
+def test_same_seed_same_result_other_seed_another(small, tmp_path):
+    one, two = (fit(settings(dropout=0.1), small, tmp_path / str(i), "cpu", False) for i in range(2))
+    assert same(one, two)
+    weights = [torch.load(next((tmp_path / str(i)).glob("*.pt")), weights_only=True) for i in range(2)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert not same(one, fit(settings(dropout=0.1, seed=1), small, None, "cpu", False))
+
+
+def test_the_result_does_not_depend_on_random_numbers_drawn_before(small):
+    one = fit(settings(dropout=0.1, epochs=1), small, None, "cpu", False)
+    torch.rand(17)
+    assert same(one, fit(settings(dropout=0.1, epochs=1), small, None, "cpu", False))
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 8])  # in the first epoch, in the second, and in the third and last
+def test_an_interrupted_run_goes_on_to_the_same_numbers(stop, small, tmp_path, monkeypatch):
+    whole = fit(settings(dropout=0.1), small, tmp_path / "whole", "cpu", False)
+    steps = []
+
+    def interrupt(optimizer, lr):
+        steps.append(lr)
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        set_lr(optimizer, lr)
+
+    set_lr = train_module.set_lr
+    monkeypatch.setattr(train_module, "set_lr", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings(dropout=0.1), small, tmp_path / "cut", "cpu", False)
+    resumed = fit(settings(dropout=0.1), small, tmp_path / "cut", "cpu", False)
+    assert len(steps) - stop == 9 - 3 * ((stop - 1) // 3)  # at most one epoch is done again
+    assert same(whole, resumed)
+    weights = [torch.load(next((tmp_path / f).glob("*.pt")), weights_only=True) for f in ("whole", "cut")]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_a_finished_run_is_only_read(small, tmp_path, monkeypatch):
+    first = fit(settings(epochs=1), small, tmp_path, "cpu", False)
+    monkeypatch.setattr(train_module, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    assert fit(settings(epochs=1), small, tmp_path, "cpu", False) == json.loads(json.dumps(first))
+
+
+def test_runs_with_other_settings_or_data_have_other_names(small, digits):
+    names = {run_name(settings(), small), run_name(settings(lr=0.5), small), run_name(settings(seed=1), small),
+             run_name(settings(), small._replace(copy="other")), run_name(settings("ln"), small)}  # fmt: skip
+    assert len(names) == 5
+
+
+def test_validation_never_touches_the_test_set(small):
+    blind = small._replace(
+        test_images=torch.full_like(small.test_images, 7), test_labels=torch.zeros_like(small.test_labels)
+    )
+    one, two = (fit(settings(validate=True, epochs=1), data, None, "cpu", False) for data in (small, blind))
+    assert same(one, two) and "val_accuracy" in one["history"][0] and "test_accuracy" not in one["history"][0]
+    assert one["images"] == [72, 8]
+
+
+def test_it_learns(digits):
+    for norm in ("bn", "ln", "gn"):
+        data = digits._replace(train_images=digits.train_images[:640], train_labels=digits.train_labels[:640])
+        record = fit(settings(norm, epochs=5, shift=0, flip=False), data, None, "cpu", False)
+        assert record["history"][-1]["test_accuracy"] > 60, norm  # chance is 10
+
+
+def test_reference_trains_with_its_published_recipe(small):
+    record = fit(default_settings("reference", "bn", epochs=1), small, None, "cpu", False)
+    chosen = record["settings"]
+    assert (chosen["lr"], chosen["weight_decay"], chosen["l1"], chosen["momentum"]) == (0.1, 1e-3, 5e-4, 0.9)
+    assert (chosen["optimizer"], chosen["schedule"], chosen["batch_size"], chosen["shift"], chosen["flip"]) == (
+        "sgd",
+        "step",
+        64,
+        0,
+        False,
+    )
+    assert record["parameters"] == 5_882
+
+
+# --- the pieces, against PyTorch
+
+
+def test_one_step_equals_plain_pytorch(small):
+    """Loss, L1 penalty and the update of one whole-batch step are those of the textbook loop."""
+    chosen = default_settings("reference", "ln", multiplier=1, epochs=1, batch_size=80)
+    run = _start(chosen, small, CPU) | {"bf16": False}
+    torch.manual_seed(0)
+    from normcourse import batches, reference_net
+
+    model = reference_net("ln", 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-5)
+    x, y = next(batches(small.train_images, small.train_labels, small, 80, torch.Generator().manual_seed(0)))
+    loss = F.nll_loss(model(x), y)
+    (loss + 5e-4 * sum(p.abs().sum() for p in model.parameters())).backward()
+    optimizer.step()
+    figures = train_module._train_epoch(run, chosen, small, small.train_images, small.train_labels, False)
+    assert figures["train_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    for ours, theirs in zip(run["model"].parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-3)
+
+
+def test_evaluation_is_in_eval_mode_and_counts_every_image(small):
+    net = NormNet("bn", dropout=0.5)
+    net(torch.randn(8, 3, 32, 32))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    loss, predicted = evaluate(net.train(), small.test_images, small.test_labels, small)
+    assert net.training and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    whole = predict(net, small.test_images, small, batch_size=40)
+    parts = predict(net, small.test_images, small, batch_size=7)  # 40 = 5 * 7 + 5: a short last batch
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
+    assert loss == pytest.approx(F.cross_entropy(whole, small.test_labels).item(), rel=1e-4)
+    assert torch.equal(predicted, whole.argmax(1))
+
+
+def test_schedules():
+    cycle = [learning_rate(settings(lr=1.0, epochs=20), e) for e in (0, 2, 4, 12, 19.999)]
+    assert cycle == pytest.approx([0.05, 0.525, 1.0, 0.5, 0], abs=1e-3)
+    step = default_settings("reference", "bn")
+    assert [learning_rate(step, e) for e in (0, 7.99, 8, 16, 19.9)] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+
+
+def test_norms_and_biases_of_normnet_are_not_decayed():
+    net = NormNet("gn")
+    decayed, free = make_optimizer(net, settings("gn")).param_groups
+    assert decayed["weight_decay"] == settings().weight_decay and free["weight_decay"] == 0
+    assert {p.ndim for p in free["params"]} == {1} and len(free["params"]) == 21  # ten norms, and C10's bias
+
+
+def test_devices():
+    assert pick_device("cpu") == CPU and pick_device().type in ("cpu", "cuda")
+    for wrong in ("tpu", "cuda:99", ""):
+        with pytest.raises(CourseError, match="allowed here: auto, cpu"):
+            pick_device(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"epochs": 0}, "1 to 20"), ({"epochs": 21}, "--more-epochs"), ({"lr": 0}, "above 0"), ({"lr": math.nan}, "above 0"),
+        ({"lr": math.inf}, "above 0"), ({"momentum": 1.0}, "0 up to 1"), ({"weight_decay": -1}, "0 or more"),
+        ({"batch_size": 0}, "1 or more"), ({"dropout": 1.0}, "0 up to 1"), ({"seed": -1}, "seed"),
+        ({"num_groups": 5}, "does not divide"),
+        ({"norm": "batchnorm"}, "bn, ln, gn, in, none"), ({"net": "vgg"}, "normnet, reference"),
+        ({"optimizer": "adam"}, "adamw, sgd"),
+        ({"schedule": "cosine"}, "onecycle, step"), ({"shift": 40}, "0 to 16"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_not_allowed(changed, words):
+    with pytest.raises(CourseError) as error:
+        default_settings(**{"norm": "gn"} | changed)
+    assert words in str(error.value)
+
+
+def test_more_epochs_on_request():
+    assert default_settings(epochs=21, more_epochs=True).epochs == 21
+
+
+def test_a_loss_that_is_no_longer_finite_says_so(small, tmp_path):
+    with pytest.raises(CourseError, match="lr=1e"):
+        fit(settings("none", lr=1e30, optimizer="sgd"), small, tmp_path, "cpu", False)
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"settings": {}}', '{"settings": {"nrm": 1}}', "null", "\x00\x01"]
+)
+def test_a_record_cut_short_is_named(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(CourseError, match="x.json is not a whole record"):
+        read_record(tmp_path / "x.json")
+
+
+def test_a_broken_checkpoint_is_named(small, tmp_path):
+    (tmp_path / f"{run_name(settings(), small)}.ckpt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(CourseError, match="delete it to start"):
+        fit(settings(), small, tmp_path, "cpu", False)
+
+
+def test_settings_are_complete_in_the_command():
+    changed = default_settings("normnet", "gn", num_groups=4, lr=0.5, flip=False, validate=True, seed=3)
+    from normcourse.cli import make_parser
+    from normcourse.train import command
+
+    words = command(vars(changed)).split()[3:]
+    options = vars(make_parser().parse_args(words))
+    for unused in ("command", "runs", "device"):
+        options.pop(unused)
+    (norm,) = options.pop("norm")
+    assert default_settings(norm=norm, **options) == changed
+    published = command(
+        vars(default_settings("reference", "bn", batch_size=128))
+    )  # 128 is Settings' default, not the recipe's
+    assert "--batch-size 128" in published and "--l1 0.0005" in published and "--no-flip" in published
+
+
+def test_split_needs_ten_images(small):
+    with pytest.raises(CourseError, match="too few"):
+        split_validation(small._replace(train_images=small.train_images[:9], train_labels=small.train_labels[:9]))
