@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from normcourse.data import CourseError, load_data
@@ -80,6 +81,8 @@ def train(options: dict[str, Any]) -> None:
     settings = [default_settings(norm=norm, **options) for norm in dict.fromkeys(norms)]
     pick_device(device)
     data = load_data(source)
+    if data.name == "digits" and "flip" not in options:  # a mirrored digit is no digit
+        settings = [replace(each, flip=False) for each in settings]
     folder = data_folder(runs, data.name)
     print(f"{data.name} ({data.copy}): {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
     for each in settings:

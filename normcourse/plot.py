@@ -34,24 +34,25 @@ def color(settings: dict[str, Any]) -> str:
 
 
 def curves(records: list[dict[str, Any]], title: str = "") -> Any:
-    """Accuracy (left) and loss (right) by epoch; solid: evaluation, dashed: training, as measured on the way."""
+    """Accuracy (left) and loss (right, log scale) by epoch; solid: evaluated, dashed: training, as it was on the way."""
+    held_out = "val" if records[0]["settings"]["validate"] else "test"
     with _style() as plt:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        for axis, figure_name in zip(axes, ("accuracy", "loss"), strict=True):
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+        for axis, kind in zip(axes, ("accuracy", "loss"), strict=True):
             for record in records:
                 history, settings = record["history"], record["settings"]
-                held_out = "val" if settings["validate"] else "test"
                 epochs = range(1, len(history) + 1)
-                dots = "." if len(history) == 1 else ""
-                look = {"color": color(settings)}
-                axis.plot(epochs, [h[f"{held_out}_{figure_name}"] for h in history], dots, ls="-", **look,
-                          label=f"{label(settings)}, {held_out}")  # fmt: skip
-                axis.plot(epochs, [h[f"train_{figure_name}"] for h in history], dots, ls="--", lw=1.2, **look,
-                          label=f"{label(settings)}, train")  # fmt: skip
-            axis.set(xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "loss": "cross-entropy"}[figure_name])
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0].legend(fontsize=9)
-        figure.suptitle(title or records[0]["data"])
+                look = {"color": color(settings), "marker": "o" if len(history) == 1 else ""}
+                key = f"{'val' if settings['validate'] else 'test'}_{kind}"
+                axis.plot(epochs, [h[key] for h in history], ls="-", label=label(settings), **look)
+                axis.plot(epochs, [h[f"train_{kind}"] for h in history], ls="--", lw=1.2, **look)
+            axis.set(xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "loss": "cross-entropy"}[kind])
+            axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+        axes[1].set_yscale("log")
+        for which in (axes[1].yaxis.set_major_formatter, axes[1].yaxis.set_minor_formatter):
+            which(plt.FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "125" else ""))
+        figure.suptitle(f"{title or records[0]['data']} (solid: {held_out}, dashed: train)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(records), 3))
     return figure
 
 
@@ -99,7 +100,7 @@ def confusion(record: dict[str, Any], title: str = "") -> Any:
 def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy of each class, a bar for each record."""
     with _style() as plt:
-        figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
+        figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
         width = 0.8 / len(records)
         for i, record in enumerate(records):
             accuracy = [100 * row[k] / max(sum(row), 1) for k, row in enumerate(record["confusion"])]
@@ -113,7 +114,7 @@ def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
             rotation=20 if len(str(records[0]["classes"])) > 60 else 0,
         )
         axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title or f"{records[0]['data']}: accuracy by class")
-        axis.legend(ncols=len(records), loc="lower center", fontsize=9, frameon=True)
+        figure.legend(loc="outside lower center", ncols=min(len(records), 3))
     return figure
 
 

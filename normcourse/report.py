@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from normcourse import plot
-from normcourse.data import CourseError, Data, find_cifar10, load_data, write_file
+from normcourse.data import CourseError, Data, find_cifar10, load_data, split_validation, write_file
 from normcourse.model import MAX_PARAMETERS
 from normcourse.train import MAX_EPOCHS, Record, changed_settings, read_record
 
@@ -132,7 +132,8 @@ def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, shor
             )
             save(plot.confusion(record, title), f"{stem}-confusion.png")
             if data is not None and (data.name, data.copy) == (record["data"], record["copy"]):
-                save(plot.misclassified(record["mistakes"], data, title), f"{stem}-mistakes.png")
+                shown_from = split_validation(data) if record["settings"]["validate"] else data
+                save(plot.misclassified(record["mistakes"], shown_from, title), f"{stem}-mistakes.png")
     return names
 
 
