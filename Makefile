@@ -11,7 +11,6 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy normcourse
 	$(RUN) -m pytest tests
 	$(RUN) -m pytest --nbval --nbval-current-env notebooks
