@@ -33,6 +33,8 @@ def make_parser() -> Parser:
         description="Train one network for each norm. A run that was interrupted goes on from its last epoch; a finished"
         " one is only read. What is not given comes from the recipe of the network and norm: in brackets, for normnet;"
         " and for the reference designs, where it differs.",
+        epilog="Examples: train --norm bn --epochs 2; train --data path/to/images; train --net reference --norm ln gn"
+        " --multiplier 1. Several seeds: train once for each; report then shows mean and standard deviation.",
     )
     usual = default_settings()
     nets = "the course's network, or the published designs with their published recipe"

@@ -10,7 +10,11 @@ import io
 import sys
 from pathlib import Path
 
+import numpy
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Polygon, Rectangle
 
 # The axes of the view (N, G, C/G, H, W) that share one mean and one variance: the whole difference between the norms.
 AXES = {"BN": (0, 3, 4), "LN": (1, 2, 3, 4), "IN": (3, 4), "GN": (2, 3, 4)}
@@ -48,7 +52,6 @@ def toy_images() -> torch.Tensor:
 def show(fig, alt: str) -> None:
     """Display a figure as a PNG; its text form is the description, the same on every machine."""
     from IPython.display import display
-    from matplotlib import pyplot as plt
 
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100)
@@ -57,17 +60,13 @@ def show(fig, alt: str) -> None:
     display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
-def _figure(rows, columns, width, height, **grid):
-    from matplotlib import pyplot as plt
-
-    fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **grid)
+def _figure(rows, columns, height, **grid):
+    fig, axes = plt.subplots(rows, columns, figsize=(8.5, height), layout="constrained", squeeze=False, **grid)
     return fig, axes.flatten()
 
 
 def draw_table(ax, values: torch.Tensor, norm: str, title: str) -> None:
     """Draw a batch (N, d) as a table; the sets of ``norm`` are framed and carry their mean and standard deviation."""
-    from matplotlib.patches import Rectangle
-
     (N, d), axis = values.shape, 0 if norm == "BN" else 1
     form = ".0f" if values.equal(values.round()) else ".2f"
     low, high = values.min().item(), values.max().item()
@@ -91,7 +90,7 @@ def draw_table(ax, values: torch.Tensor, norm: str, title: str) -> None:
 
 def draw_toy_batch(x: torch.Tensor = TOY):
     """Draw the toy batch before and after BN (a statistic per column) and LN (a statistic per row)."""
-    fig, ax = _figure(2, 2, 8.5, 5.0, height_ratios=[3.7, 3])
+    fig, ax = _figure(2, 2, 5.0, height_ratios=[3.7, 3])
     for i, (norm, axis, line) in enumerate([("BN", 0, "column (feature)"), ("LN", 1, "row (sample)")]):
         x_hat = (x - x.mean(axis, keepdim=True)) / x.std(axis, correction=0, keepdim=True)
         draw_table(ax[2 * i], x, norm, f"{NAMES[norm]}: one μ, σ per {line}")
@@ -101,18 +100,15 @@ def draw_toy_batch(x: torch.Tensor = TOY):
 
 def draw_cube(ax, mask: torch.Tensor, color: str, title: str = "") -> None:
     """Draw the visible faces of a batch (N, C, H, W) as a cube: C to the right, (H, W) upwards, N into the page."""
-    from matplotlib.patches import Polygon
-
     N, C = mask.shape[:2]
     mask = mask.flatten(2)  # (N, C, H*W)
     S, depth = mask.shape[2], torch.tensor([0.5, 0.42])
     right, up = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
 
     def face(corner, side1, side2, inside):
-        points = torch.stack([corner, corner + side1, corner + side1 + side2, corner + side2])
-        ax.add_patch(
-            Polygon(points.numpy(), facecolor=color if inside else "#f2f2f2", edgecolor="#555555", linewidth=0.8)
-        )
+        points = torch.stack([corner, corner + side1, corner + side1 + side2, corner + side2]).numpy()
+        fill = color if inside else "#f2f2f2"
+        ax.add_patch(Polygon(points, facecolor=fill, edgecolor="#555555", linewidth=0.8))
 
     for c in range(C):
         for s in range(S):
@@ -132,7 +128,7 @@ def draw_cube(ax, mask: torch.Tensor, color: str, title: str = "") -> None:
 
 def draw_cubes(sets: dict = AXES, shape: tuple = (4, 6, 2, 2), num_groups: int = 2):
     """Draw one cube per norm; coloured is the set S_i of the entry with the dot."""
-    fig, ax = _figure(1, len(sets), 8.5, 2.3)
+    fig, ax = _figure(1, len(sets), 2.3)
     letters = ["N", "G", "C/G", "H", "W"]
     for a, (norm, axes) in zip(ax, sets.items(), strict=True):
         mask = shared_set(axes, shape, num_groups, (0, shape[1] - 1, shape[2] - 1, shape[3] - 1))
@@ -144,9 +140,6 @@ def draw_cubes(sets: dict = AXES, shape: tuple = (4, 6, 2, 2), num_groups: int =
 
 def draw_maps(ax, x: torch.Tensor, mask: torch.Tensor, color: str, title: str, numbers: bool = False, **image) -> None:
     """Draw a batch (N, C, H, W) laid flat, samples down and channels across; ``mask`` is framed or filled."""
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Rectangle
-
     N, C, H, W = x.shape
     flat, chosen = (t.permute(0, 2, 1, 3).reshape(N * H, C * W).numpy() for t in (x, mask))  # (N*H, C*W)
     if numbers:
@@ -156,7 +149,7 @@ def draw_maps(ax, x: torch.Tensor, mask: torch.Tensor, color: str, title: str, n
                 ax.text(j, i, f"{flat[i, j]:.0f}", ha="center", va="center", fontsize=10)
     else:
         ax.imshow(flat, cmap="gray", **image)
-        rows, columns = chosen.any(1).nonzero()[0], chosen.any(0).nonzero()[0]
+        rows, columns = numpy.flatnonzero(chosen.any(1)), numpy.flatnonzero(chosen.any(0))
         corner, size = (columns.min() - 0.5, rows.min() - 0.5), (len(columns), len(rows))
         ax.add_patch(Rectangle(corner, *size, fill=False, edgecolor=color, linewidth=3.5, clip_on=False, zorder=3))
     ax.hlines([n * H - 0.5 for n in range(1, N)], -0.5, C * W - 0.5, color="white", linewidth=2)
@@ -170,7 +163,7 @@ def draw_maps(ax, x: torch.Tensor, mask: torch.Tensor, color: str, title: str, n
 
 def draw_four_ways(x: torch.Tensor, num_groups: int = 2, entry: tuple = (0, 3, 0, 0), eps: float = 1e-5):
     """Draw a batch (N, C, H, W) before and after each norm; framed is the set S_i of ``entry``."""
-    fig, ax = _figure(2, 3, 8.5, 4.9)
+    fig, ax = _figure(2, 3, 4.9)
     z = grouped(x, num_groups)
     draw_maps(ax[0], x, torch.ones_like(x) > 0, "white", "before", vmin=x.min().item(), vmax=x.max().item())
     note = "rows n: samples\ncolumns c: channels\n\nframe: one set S_i\n\nblack to white\nafter a norm: ±2.5"
@@ -190,7 +183,7 @@ def draw_entry(norm: str, N: int, C: int, G: int, n: int, c: int, h: int, w: int
     mask = shared_set(AXES[norm], x.shape, G, (n, c, h, w))
     mean, std = x[mask].mean(), x[mask].std(correction=0)
     result = (x[n, c, h, w] - mean) / (std.square() + 1e-5).sqrt()
-    fig, (ax,) = _figure(1, 1, 8.5, 3.8)
+    fig, (ax,) = _figure(1, 1, 3.8)
     title = f"{NAMES[norm]}{f', G = {G}' if norm == 'GN' else ''}: the set has {mask.sum()} entries, μ = {mean:.2f}, "
     title += f"σ = {std:.2f}; {x[n, c, h, w]:.0f} becomes {result:.2f}"
     draw_maps(ax, x, mask, COLORS[norm], title, numbers=True)
@@ -228,29 +221,24 @@ def explore():
 
 
 def draw_choice():
-    """Draw which norm when: questions down the left, answers on the right."""
-    from matplotlib.patches import Rectangle
-
+    """Draw which norm when: questions down the left, the answer to a yes on the right."""
     steps = [
-        ("LN", "Tokens or sequences?\n(transformer, RNN)", "Layer Norm over the features\n(or RMSNorm)"),
-        ("IN", "Should the contrast of each\nimage go? (style transfer)", "Instance Norm"),
-        ("BN", "A convnet, and 16 or more\nimages per device and step?", "Batch Norm\n(mind train and eval)"),
-        (
-            "GN",
-            "Fewer images, or the batch must\nnot matter (detection, video)?",
-            "Group Norm\n(32 groups, fewer if C is small)",
-        ),
+        ("LN", "Layer Norm over the features\n(or RMSNorm)", "Tokens or sequences?\n(transformer, recurrent net)"),
+        ("IN", "Instance Norm", "Should the contrast of each\nimage go? (style transfer)"),
+        ("BN", "Batch Norm\n(mind train and eval)", "A convnet, 16 or more images\nper device, which may mix?"),
+        ("GN", "Group Norm\n(32 groups, fewer if C is small)", None),
     ]
-    fig, (ax,) = _figure(1, 1, 8.5, 4.2)
-    for k, (norm, question, answer) in enumerate(steps):
-        for x, text, color in [(0, question, "#555555"), (0.58, answer, COLORS[norm])]:
+    fig, (ax,) = _figure(1, 1, 4.2)
+    for k, (norm, answer, question) in enumerate(steps):
+        boxes = [(0, question, "#555555"), (0.58, answer, COLORS[norm])] if question else [(0, answer, COLORS[norm])]
+        for x, text, color in boxes:
             ax.add_patch(Rectangle((x, -k - 0.3), 0.42, 0.6, fill=False, edgecolor=color, linewidth=2.5))
             ax.text(x + 0.21, -k, text, ha="center", va="center", fontsize=11)
-        ax.annotate("", (0.575, -k), (0.425, -k), arrowprops={"arrowstyle": "->"})
-        ax.text(0.5, -k + 0.06, "yes", ha="center", va="bottom")
-        if k:
-            ax.annotate("", (0.21, -k + 0.31), (0.21, -k + 0.69), arrowprops={"arrowstyle": "->"})
-            ax.text(0.225, -k + 0.5, "no", ha="left", va="center")
+        if question:
+            ax.annotate("", (0.575, -k), (0.425, -k), arrowprops={"arrowstyle": "->"})
+            ax.text(0.5, -k + 0.06, "yes", ha="center", va="bottom")
+            ax.text(0.225, -k - 0.5, "no", ha="left", va="center")
+            ax.annotate("", (0.21, -k - 0.69), (0.21, -k - 0.31), arrowprops={"arrowstyle": "->"})
     ax.set(xlim=(-0.01, 1.01), ylim=(-3.4, 0.4))
     ax.axis("off")
     return fig
@@ -258,8 +246,6 @@ def draw_choice():
 
 def save_figures(folder: str | Path) -> list[Path]:
     """Write the figures that the README shows to ``folder`` and return their paths."""
-    from matplotlib import pyplot as plt
-
     figures = {"toy_batch": draw_toy_batch(), "cube": draw_cubes(), "four_ways": draw_four_ways(toy_images())}
     figures |= {"which_norm": draw_choice(), "explorer": draw_entry("GN", 3, 6, 2, 1, 4, 0, 1)}
     paths = [Path(folder, f"{name}.png") for name in figures]
@@ -271,7 +257,5 @@ def save_figures(folder: str | Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    import matplotlib
-
-    matplotlib.use("Agg")
+    plt.switch_backend("agg")
     print(*save_figures(sys.argv[1] if len(sys.argv) > 1 else "images"), sep="\n")

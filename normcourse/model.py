@@ -1,5 +1,6 @@
 """Networks: the assignment's skeleton with any normalization, and the published reference designs."""
 
+import math
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -27,9 +28,12 @@ def norm_layer(norm: str, channels: int, num_groups: int = 8) -> nn.Module:
     if groups is None:
         raise CourseError(f"unknown norm {norm!r}; allowed: {', '.join(NORMS)}")
     if groups < 1 or channels % groups:
-        divisors = ", ".join(str(d) for d in range(1, channels + 1) if channels % d == 0)
-        raise CourseError(f"num_groups={groups} does not divide {channels} channels; allowed here: {divisors}")
+        raise CourseError(f"num_groups={groups} does not divide {channels} channels; allowed here: {_divisors(channels)}")
     return nn.GroupNorm(groups, channels)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
 
 
 class ConvBlock(nn.Module):
@@ -73,6 +77,9 @@ class NormNet(nn.Module):
 
     def __init__(self, norm: str = "bn", num_classes: int = 10, num_groups: int = 8, dropout: float = 0.0):
         super().__init__()
+        common = math.gcd(*self.WIDTHS.values())  # of 0 and n it is n
+        if norm == "gn" and (num_groups < 1 or common % num_groups):
+            raise CourseError(f"num_groups={num_groups} does not divide every width of NormNet; allowed: {_divisors(common)}")
         channels = 3
         for name, width in self.WIDTHS.items():
             if name[0] == "P":

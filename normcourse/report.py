@@ -78,23 +78,11 @@ def _mean_std(values: list[float]) -> str:
 
 def provenance(records: list[Record]) -> str:
     """Where the figures come from: data copy, hardware, threads, precision, versions."""
-    lines = []
-    for name, values in (
-        (
-            "Data",
-            {
-                f"{r['data']} ({r['copy']}; {r['images'][0]:,} training, {r['images'][1]:,} test images)"
-                for r in records
-            },
-        ),
-        (
-            "Hardware",
-            {f"{r['device']}, {r['threads']} thread{'s' * (r['threads'] > 1)}, {r['precision']}" for r in records},
-        ),
-        ("Versions", {", ".join(f"{k} {v}" for k, v in r["versions"].items()) + f" on {r['system']}" for r in records}),
-    ):
-        lines.append(f"- {name}: {'; '.join(sorted(values))}")
-    return "\n".join(lines)
+    data = {f"{r['data']} ({r['copy']}; {r['images'][0]:,} training, {r['images'][1]:,} test images)" for r in records}
+    hardware = {f"{r['device']}, {r['threads']} thread(s), {r['precision']}" for r in records}
+    versions = {", ".join(f"{k} {v}" for k, v in r["versions"].items()) + f" on {r['system']}" for r in records}
+    lines = {"Data": data, "Hardware": hardware, "Versions": versions}
+    return "\n".join(f"- {name}: {'; '.join(sorted(values))}" for name, values in lines.items())
 
 
 def write_report(folder: Path, data: Data | None = None) -> str:
@@ -125,11 +113,11 @@ def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, shor
             title = f"{shown[0]['data']}, {'NormNet' if net == 'normnet' else 'reference designs'}"
             save(plot.curves(shown, title), f"curves{suffix}.png")
             save(plot.per_class(shown, f"{title}: accuracy by class"), f"per-class{suffix}.png")
+        if short:  # published: NormNet's, one of each norm
+            chosen = {p: r for p, r in chosen.items() if net == "normnet" and any(r is one for one in shown)}
         for path, record in chosen.items():
             stem = path.stem.split("-seed")[0] if short else path.stem
-            title = (
-                f"{record['data']}, {'NormNet' if net == 'normnet' else 'reference'}, {plot.label(record['settings'])}"
-            )
+            title = f"{_network(record['settings'])}, {plot.label(record['settings'])} on {record['data']}"
             save(plot.confusion(record, title), f"{stem}-confusion.png")
             if data is not None and (data.name, data.copy) == (record["data"], record["copy"]):
                 shown_from = split_validation(data) if record["settings"]["validate"] else data
@@ -215,15 +203,10 @@ def _readme(records: list[Record], pictures: list[str]) -> str:
         chosen = [r for r in records if r["settings"]["net"] == net]
         if chosen:
             parts += [f"### {heading}", table(chosen), provenance(chosen)]
-            parts += [f"![{_alt(name)}](images/{name})" for name in pictures if f"{net}" in name and "confusion" not in name
-                      and (net == "normnet" or "mistakes" not in name)]  # fmt: skip
+            parts += [f"![{_alt(n)}](images/{n})" for n in pictures if net in n and "confusion" not in n]
     return "\n\n".join(parts)
 
 
 def _alt(name: str) -> str:
-    kind = {
-        "curves": "Accuracy and loss by epoch",
-        "per-class": "Accuracy by class",
-        "mistakes": "Ten misclassified images",
-    }
-    return f"{next(v for k, v in kind.items() if k in name)}: {name.removesuffix('.png')}"
+    kinds = {"curves": "Accuracy and loss by epoch", "per-class": "Accuracy by class", "mistakes": "Ten mistakes"}
+    return f"{next(words for kind, words in kinds.items() if kind in name)}: {name.removesuffix('.png')}"

@@ -109,7 +109,7 @@ def test_reference_designs_train_by_the_same_command(folder, runs, capsys):
         (["train", "--lr", "-1"], ["lr is -1", "above 0"]),
         (["train", "--lr", "nan"], ["lr is nan"]),
         (["train", "--batch-size", "0"], ["batch_size is 0", "1 or more"]),
-        (["train", "--norm", "gn", "--num-groups", "7"], ["num_groups=7", "1, 2, 3, 4, 6, 8, 12, 24"]),
+        (["train", "--norm", "gn", "--num-groups", "7"], ["num_groups=7", "1, 2, 4, 8"]),
         (["train", "--norm"], ["--norm"]),
         (["train", "--nrom", "bn"], ["--nrom"]),
         (["train", "--net", "reference", "--norm", "in"], ["'in'", "bn 1"]),
