@@ -9,7 +9,7 @@ from normcourse.data import Data
 from normcourse.model import NORMS
 
 # Okabe & Ito's palette, told apart under the common kinds of colour blindness; lines also differ in dash.
-COLORS = {"bn": "#0072B2", "ln": "#D55E00", "gn": "#009E73", "in": "#CC79A7", "none": "#000000"}
+COLORS = {"bn": "#0072B2", "ln": "#E69F00", "gn": "#D55E00", "in": "#009E73", "none": "#000000"}
 STYLE: dict[Any, Any] = {
     "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 150, "lines.linewidth": 2,
@@ -28,7 +28,7 @@ def label(settings: dict[str, Any]) -> str:
 
 def color(settings: dict[str, Any]) -> str:
     """The norm's colour, in every picture; the reference designs' second Layer and Group Norm have one of their own."""
-    twin = {("ln", 1): "#E69F00", ("gn", None): COLORS["in"], ("gn", 2): COLORS["in"]}
+    twin = {("ln", 1): "#CC79A7", ("gn", None): COLORS["in"], ("gn", 2): COLORS["in"]}
     own = COLORS[settings["norm"]]
     return own if settings["net"] == "normnet" else twin.get((settings["norm"], settings["multiplier"]), own)
 
