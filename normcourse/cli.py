@@ -3,11 +3,12 @@
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
-from normcourse.data import CourseError, load_data
+from normcourse.data import CourseError, load_data, write_file
 from normcourse.model import NORMS
-from normcourse.report import data_folder, publish, report, write_report
+from normcourse.report import data_folder, find_records, publish, report, write_report
 from normcourse.train import default_settings, fit, pick_device
 
 
@@ -83,9 +84,15 @@ def train(options: dict[str, Any]) -> None:
     settings = [default_settings(norm=norm, **options) for norm in dict.fromkeys(norms)]
     pick_device(device)
     data = load_data(source)
-    if data.name == "digits" and "flip" not in options:  # a mirrored digit is no digit
+    try:
+        write_file(Path(runs) / "probe", lambda file: file.write(b"?"))  # found out now, not after an epoch
+        (Path(runs) / "probe").unlink()
+    except (OSError, ValueError) as error:
+        raise CourseError(f"--runs {runs} cannot be used ({error}); give a folder that can be written") from error
+    if data.copy.startswith("scikit-learn") and "flip" not in options:  # a mirrored digit is no digit
         settings = [replace(each, flip=False) for each in settings]
     folder = data_folder(runs, data.name)
+    find_records(folder)  # a broken one stops us now, not after the training
     print(f"{data.name} ({data.copy}): {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
     for each in settings:
         record = fit(each, data, folder, device)
@@ -98,6 +105,9 @@ def train(options: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 2 for input that cannot be used, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a Windows pipe cannot encode every class name
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     options = vars(make_parser().parse_args(arguments))
     try:
         if options.pop("command") == "train":

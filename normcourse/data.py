@@ -30,6 +30,7 @@ MIRRORS = (
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 ARCHIVE, BATCHES = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DECODER = 1  # to be raised when decoding changes: what was decoded before is then decoded again
 SOURCES = "cifar10, digits, auto, or the path of a folder"
 CONNECT_SECONDS, STALL_SECONDS = 5, 20
 AUTO_SECONDS, AUTO_ETA = 25, 600  # auto waits this long for a first byte, and for no download longer than AUTO_ETA
@@ -55,7 +56,7 @@ class Data(NamedTuple):
 
 def cache_folder() -> Path:
     """Where downloads and decoded images are kept: ``$XDG_CACHE_HOME/normcourse`` or ``~/.cache/normcourse``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normcourse"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "normcourse"
 
 
 def load_data(source: str | Path | None = None) -> Data:
@@ -68,15 +69,19 @@ def load_data(source: str | Path | None = None) -> Data:
         return _digits()
     if source in ("cifar10", "auto"):
         try:
-            return _load_path(find_cifar10() or _download(auto=source == "auto"))
+            data = _load_path(path := find_cifar10() or _download(auto=source == "auto"))
+            if data.name != "CIFAR-10":
+                raise CourseError(f"{path} does not hold CIFAR-10 (its classes or counts differ); move it away")
+            return data
         except CourseError as error:
             if source == "cifar10":
                 raise
             _banner(str(error))
             return _digits()
-    if not Path(source).expanduser().exists():
-        raise CourseError(f"data source {source!r} is neither known nor an existing path; allowed: {SOURCES}")
-    return _load_path(Path(source).expanduser().resolve())
+    path = Path(os.path.expanduser(source))
+    if not os.path.exists(path):
+        raise CourseError(f"data source {source[:200]!r} is neither known nor an existing path; allowed: {SOURCES}")
+    return _load_path(path.resolve())
 
 
 def split_validation(data: Data) -> Data:
@@ -172,6 +177,8 @@ def _digits() -> Data:
 def _load_path(path: Path) -> Data:
     """Load an archive, a ``cifar-10-batches-py`` folder (or the folder that holds it) or an image folder."""
     if path.is_file():
+        if path.name != ARCHIVE:
+            raise CourseError(f"{path} is a file; allowed: {SOURCES}, or {ARCHIVE}")
         return _load_path(_extract(path))
     if (path / BATCHES).is_dir():
         path = path / BATCHES
@@ -184,10 +191,13 @@ def _load_path(path: Path) -> Data:
 
 def _cached(path: Path, files: Any, build: Callable[..., Data]) -> Data:
     """Build the data of a folder once; the cache's name changes when a file is added, changed or taken away."""
-    key = hashlib.sha256(str(path).encode())
+    key = hashlib.sha256(f"{DECODER} {path}".encode(errors="surrogateescape"))
     for file in files:
-        status = os.stat(file)
-        key.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        try:
+            status = os.stat(file)
+        except OSError as error:  # a link that leads nowhere
+            raise CourseError(f"cannot read {file} ({error.strerror}); replace or remove it") from error
+        key.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
     try:
         return Data(*torch.load(cache, weights_only=True))
@@ -208,8 +218,18 @@ def write_file(path: Path, write: Callable[[Any], object]) -> None:
         with open(temporary, "wb") as file:
             write(file)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if reason := _disk_error(error):
+            raise OSError(f"cannot write {path}: {reason}; make room there or name another folder") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_error(error: Exception) -> str | None:
+    """What the operating system said: torch.save hides a full disk behind a RuntimeError."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    return cause.strerror if isinstance(cause, OSError) and cause.errno else None
 
 
 # --- image folders -----------------------------------------------------------------------------------------------
@@ -264,21 +284,25 @@ def _read_image(file: str) -> Tensor:
 
     try:
         with Image.open(file) as opened:
-            image = opened.convert("RGB")
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white
+                image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+            image = image.convert("RGB")
             if image.size != (32, 32):
-                image = ImageOps.exif_transpose(image).resize((32, 32), Image.Resampling.BICUBIC, reducing_gap=3)
+                image = image.resize((32, 32), Image.Resampling.BICUBIC, reducing_gap=3)
     except Exception as error:  # Pillow raises many kinds, SyntaxError among them
         raise CourseError(f"cannot read the image {file} ({error}); replace or remove it") from error
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(32, 32, 3)
 
 
 def _name(path: Path, classes: tuple[str, ...], parts: list[Tensor]) -> str:
-    """CIFAR-10 if it has CIFAR-10's classes and counts, else the folder's own name."""
+    """CIFAR-10 if it has CIFAR-10's classes and counts, else the folder's own name, which cannot pass for another's."""
     same = classes == CLASSES and all(
         torch.bincount(labels, minlength=10).tolist() == [count] * 10
         for labels, count in ((parts[1], 5000), (parts[3], 1000))
     )
-    return "CIFAR-10" if same else path.parent.name if path.name == BATCHES else path.name
+    own = path.parent.name if path.name == BATCHES else path.name
+    return "CIFAR-10" if same else f"{own} (folder)" if own.lower() in ("cifar-10", "digits", "") else own
 
 
 # --- the official batches ----------------------------------------------------------------------------------------
@@ -310,23 +334,27 @@ def _unpickle(file: Path) -> dict[str, Any]:
 
 def _read_batches(path: Path) -> Data:
     parts: list[Tensor] = []
-    names = [
-        n.decode() if isinstance(n, bytes) else str(n) for n in _unpickle(path / "batches.meta").get("label_names", ())
-    ]
+    try:
+        found = _unpickle(path / "batches.meta")["label_names"]
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CourseError(f"{path / 'batches.meta'}: expected 'label_names', the classes ({error})") from error
     for files in ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]):
         loaded = [_unpickle(path / file) for file in files]
         try:
             images = torch.cat([torch.as_tensor(b["data"]).view(-1, 3, 32, 32) for b in loaded])
-            labels = torch.cat([torch.as_tensor(b["labels"], dtype=torch.long) for b in loaded])
+            labels = torch.cat([torch.as_tensor(b["labels"]).view(-1) for b in loaded])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CourseError(
                 f"{path / files[0]}: expected 'data' (N, 3072) uint8 and 'labels' (N,) ({error})"
             ) from error
-        if images.dtype != torch.uint8 or len(images) != len(labels) or not len(labels):
-            raise CourseError(f"{path / files[0]}: 'data' must be uint8 with one label for each of its rows")
+        if images.dtype != torch.uint8 or labels.is_floating_point() or not 0 < len(images) == len(labels):
+            raise CourseError(
+                f"{path / files[0]}: 'data' must be uint8 with one whole-numbered label for each of its rows"
+            )
         if len(names) < 2 or labels.min() < 0 or labels.max() >= len(names):
             raise CourseError(f"{path}: batches.meta names {len(names)} classes, which the labels do not fit")
-        parts += [images, labels]
+        parts += [images, labels.long()]
     return _make(_name(path, tuple(names), parts), "batches", tuple(names), parts)
 
 
@@ -341,13 +369,15 @@ def _extract(archive: Path) -> Path:
             f"{archive} is cut short or altered: its SHA-256 is not that of CIFAR-10; delete it, try again"
         )
     folder = cache_folder()
+    if (folder / BATCHES).exists():
+        return folder / BATCHES
     temporary = folder / f"{BATCHES}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")  # refuses members that would land outside the folder
-        if not (folder / BATCHES).exists():
-            os.replace(temporary / BATCHES, folder / BATCHES)
+            safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.10.12
+            tar.extractall(temporary, **safely)  # refuses members that would land outside the folder
+        os.replace(temporary / BATCHES, folder / BATCHES)
     except (OSError, tarfile.TarError) as error:
         raise CourseError(f"cannot unpack {archive} into {folder} ({error}); 200 MB must be free there") from error
     finally:
@@ -399,17 +429,19 @@ def _fetch(url: str, file: Any, *, patience: float, auto: bool) -> None:
     response = _within(wait, lambda: requests.get(url, stream=True, timeout=timeouts))
     response.raise_for_status()
     digest, total, started = hashlib.sha256(), int(response.headers.get("Content-Length", 0)), time.monotonic()
+    received = 0
     bar = tqdm(total=total or None, desc=f"CIFAR-10 from {url.split('/')[2]}", unit="B", unit_scale=True)
     with response, bar:
         for chunk in _chunks(response):
             digest.update(chunk)
             file.write(chunk)
             bar.update(len(chunk))
+            received += len(chunk)
             elapsed = time.monotonic() - started
-            if auto and elapsed > STALL_SECONDS and total / bar.n * elapsed > AUTO_ETA:
-                raise OSError(f"too slow: {total / bar.n * elapsed / 60:.0f} minutes; --data cifar10 waits for it")
+            if auto and elapsed > STALL_SECONDS and total / received * elapsed > AUTO_ETA:
+                raise OSError(f"too slow: {total / received * elapsed / 60:.0f} minutes; --data cifar10 waits for it")
     if digest.hexdigest() != ARCHIVE_SHA256:
-        raise OSError(f"cut short or altered: {bar.n} bytes, wrong SHA-256")
+        raise OSError(f"cut short or altered: {received} bytes, wrong SHA-256")
 
 
 def _chunks(response: Any) -> Iterator[bytes]:

@@ -28,7 +28,9 @@ def norm_layer(norm: str, channels: int, num_groups: int = 8) -> nn.Module:
     if groups is None:
         raise CourseError(f"unknown norm {norm!r}; allowed: {', '.join(NORMS)}")
     if groups < 1 or channels % groups:
-        raise CourseError(f"num_groups={groups} does not divide {channels} channels; allowed here: {_divisors(channels)}")
+        raise CourseError(
+            f"num_groups={groups} does not divide {channels} channels; allowed here: {_divisors(channels)}"
+        )
     return nn.GroupNorm(groups, channels)
 
 
@@ -79,7 +81,9 @@ class NormNet(nn.Module):
         super().__init__()
         common = math.gcd(*self.WIDTHS.values())  # of 0 and n it is n
         if norm == "gn" and (num_groups < 1 or common % num_groups):
-            raise CourseError(f"num_groups={num_groups} does not divide every width of NormNet; allowed: {_divisors(common)}")
+            raise CourseError(
+                f"num_groups={num_groups} does not divide every width of NormNet; allowed: {_divisors(common)}"
+            )
         channels = 3
         for name, width in self.WIDTHS.items():
             if name[0] == "P":
@@ -91,9 +95,8 @@ class NormNet(nn.Module):
         self.GAP = nn.AdaptiveAvgPool2d(1)
         self.C10 = nn.Conv2d(channels, num_classes, 1)
         if count_parameters(self) >= MAX_PARAMETERS:
-            raise CourseError(
-                f"{count_parameters(self):,} parameters; the assignment allows fewer than {MAX_PARAMETERS:,}"
-            )
+            count = f"{num_classes} classes make {count_parameters(self):,} parameters"
+            raise CourseError(f"{count}; the assignment allows fewer than {MAX_PARAMETERS:,}: use fewer classes")
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, num_classes)
         for layer in self.children():

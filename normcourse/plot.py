@@ -1,5 +1,7 @@
 """Pictures: curves, mistakes, confusion and per-class accuracy, in one colour-blind-safe style. Each returns a Figure."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from normcourse.model import NORMS
 # Okabe & Ito's palette, told apart under the common kinds of colour blindness; lines also differ in dash.
 COLORS = {"bn": "#0072B2", "ln": "#E69F00", "gn": "#D55E00", "in": "#009E73", "none": "#000000"}
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a class may be called $x
     "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.alpha": 0.3, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 150, "lines.linewidth": 2,
 }  # fmt: skip
@@ -88,11 +91,18 @@ def confusion(record: dict[str, Any], title: str = "") -> Any:
     counts = np.array(record["confusion"], dtype=float)
     percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
     with _style() as plt:
-        side = max(5.0, 0.65 * len(percent) + 1.5)
+        side, few = min(20.0, max(5.0, 0.65 * len(percent) + 1.5)), len(percent) <= 30
         figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
         axis.grid(False)
         display = ConfusionMatrixDisplay(percent, display_labels=record["classes"])
-        display.plot(ax=axis, cmap="cividis", values_format=".0f", xticks_rotation=45, text_kw={"fontsize": 9})
+        display.plot(
+            include_values=few,
+            ax=axis,
+            cmap="cividis",
+            values_format=".0f",
+            xticks_rotation=45,
+            text_kw={"fontsize": 9},
+        )
         axis.set(xlabel="predicted", ylabel="true", title=f"{title or label(record['settings'])}: % of each true class")
     return figure
 
@@ -118,15 +128,10 @@ def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
     return figure
 
 
-class _style:
+@contextmanager
+def _style() -> Iterator[Any]:
     """The course's look, for one picture only: a reader's own settings stay as they are."""
+    from matplotlib import pyplot
 
-    def __enter__(self) -> Any:
-        from matplotlib import pyplot
-
-        self.context = pyplot.rc_context(STYLE)
-        self.context.__enter__()
-        return pyplot
-
-    def __exit__(self, *error: Any) -> None:
-        self.context.__exit__(*error)
+    with pyplot.rc_context(STYLE):
+        yield pyplot

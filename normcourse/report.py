@@ -1,5 +1,7 @@
 """The report: records turned into the results table and the pictures, beside the runs or published in the README."""
 
+import hashlib
+import os
 import re
 import shutil
 import statistics
@@ -17,16 +19,25 @@ START, END = "<!-- results: written by `python -m normcourse report --publish` -
 
 def data_folder(runs: str | Path, name: str) -> Path:
     """The folder of a data set's runs: records of different data never mix."""
-    return Path(runs) / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "data")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if slug != name.lower():  # two names may have the same letters left
+        slug += "-" + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:6]
+    return Path(runs) / slug
+
+
+def find_records(folder: str | Path) -> dict[Path, Record]:
+    """All records below a folder, in the table's order. Raises CourseError if one is cut short."""
+    paths = sorted(Path(folder).rglob("*-seed*-????????.json"))  # the names that run_name makes
+    records = {path: record for path in paths if (record := read_record(path))}
+    return dict(sorted(records.items(), key=lambda item: _order(item[1])))
 
 
 def read_records(folder: str | Path) -> dict[Path, Record]:
     """All records below a folder, in the table's order. Raises CourseError if one is cut short or there are none."""
-    paths = sorted(Path(folder).rglob("*.json"))
-    records = {path: record for path in paths if (record := read_record(path))}
+    records = find_records(folder)
     if not records:
         raise CourseError(f"no records in {folder}; train first: python -m normcourse train --runs {folder}")
-    return dict(sorted(records.items(), key=lambda item: _order(item[1])))
+    return records
 
 
 def _order(record: Record) -> tuple[Any, ...]:
@@ -145,6 +156,7 @@ def report(runs: str | Path, source: str | None = None) -> str:
 
 def _images(name: str, source: str | None) -> Data | None:
     """The images of a data set, if they can be had without a download."""
+    source = source or os.environ.get("NORMCOURSE_DATA")
     if source not in (None, "auto", "cifar10"):
         return load_data(source)
     if name == "digits":
@@ -180,7 +192,8 @@ def publish(runs: str | Path, source: str | None = None, root: Path | None = Non
             shutil.copyfile(path.with_suffix(".pt"), kept / path.with_suffix(".pt").name)
             seen.add(key)
     (root / "images").mkdir(exist_ok=True)
-    first = {p: r for p, r in records.items() if r["settings"]["seed"] == 0}
+    lowest = [group[0] for group in groups(list(records.values()))]  # the lowest seed of each network
+    first = {path: record for path, record in records.items() if any(record is one for one in lowest)}
     names = _pictures(first, root / "images", data, short=True)
     before, after = text.split(START)[0], text.split(END)[1]
     body = _readme(list(records.values()), names)
@@ -190,7 +203,8 @@ def publish(runs: str | Path, source: str | None = None, root: Path | None = Non
 
 def _publishable(record: Record) -> bool:
     settings = record["settings"]
-    return record["data"] == "CIFAR-10" and not settings["validate"] and settings["epochs"] <= MAX_EPOCHS
+    cifar10 = record["data"] == "CIFAR-10" and record["images"] == [50_000, 10_000]
+    return cifar10 and not settings["validate"] and settings["epochs"] <= MAX_EPOCHS
 
 
 def _readme(records: list[Record], pictures: list[str]) -> str:

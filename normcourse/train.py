@@ -5,9 +5,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,12 @@ from normcourse.data import CourseError, Data, batches, split_validation, write_
 from normcourse.model import build, count_parameters
 
 MAX_EPOCHS = 20  # the assignment's limit
+EXACT = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}  # of cuDNN, on a GPU
 Record = dict[str, Any]
+RECORD_KEYS = {
+    "command", "settings", "parameters", "data", "copy", "classes", "images", "history", "confusion", "mistakes",
+    "seconds", "device", "threads", "precision", "versions", "system",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
     settings = Settings(**{"net": net, "norm": norm} | recipe | {k: v for k, v in changed.items() if v is not None})
     for name, allowed, least, beyond in (
         ("epochs", f"1 to {MAX_EPOCHS} (more with --more-epochs)", 1, math.inf if more_epochs else MAX_EPOCHS + 1),
-        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0", 1e-12, math.inf), ("momentum", "0 up to 1, without 1", 0, 1),
+        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0", 5e-324, math.inf), ("momentum", "0 up to 1, without 1", 0, 1),
         ("weight_decay", "0 or more", 0, math.inf), ("l1", "0 or more", 0, math.inf),
         ("dropout", "0 up to 1, without 1", 0, 1), ("seed", "0 to 2**63 - 1", 0, 2**63),
         ("shift", "0 to 16", 0, 17),
@@ -76,9 +79,16 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
         if not least <= value < beyond:  # false for nan, too
             raise CourseError(f"{name} is {value}; allowed: {allowed}")
     build(net, norm, num_groups=settings.num_groups, multiplier=settings.multiplier)  # says what it cannot build
+    build("normnet", "gn", num_groups=settings.num_groups)  # checked for every norm, so that it is never ignored
+    if net == "normnet" and settings.multiplier is not None:
+        raise CourseError(
+            f"multiplier is {settings.multiplier}, but only the reference designs have one (--net reference)"
+        )
     for name, options in (("optimizer", ("adamw", "sgd")), ("schedule", ("onecycle", "step"))):
         if getattr(settings, name) not in options:
             raise CourseError(f"{name} is {getattr(settings, name)!r}; allowed: {', '.join(options)}")
+    if net == "reference":  # one name for one network
+        settings = replace(settings, num_groups=8, multiplier=None if norm == "bn" else settings.multiplier or 2)
     return settings
 
 
@@ -95,7 +105,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def run_name(settings: Settings, data: Data) -> str:
     """The name of a run's files: readable, and different whenever a setting or the data differ."""
-    text = json.dumps([asdict(settings), data.name, data.copy], sort_keys=True)
+    named = data.name if data.name == "CIFAR-10" else [data.name, data.classes]
+    text = json.dumps([asdict(settings), named, data.copy], sort_keys=True)
     size = f"-m{settings.multiplier}" if settings.multiplier else ""
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
@@ -115,11 +126,10 @@ def fit(
         return record
     place = pick_device(device)
     run = _start(settings, data, place)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is found out now
-        _resume(run, path)
     if settings.validate:
         data = split_validation(data)
+    if path:
+        _resume(run, path)
     train, test = ((i.to(place), t.to(place)) for i, t in (data[5:7], data[7:9]))
     while len(run["history"]) < settings.epochs:
         started = time.perf_counter()
@@ -127,6 +137,9 @@ def fit(
         seconds = time.perf_counter() - started
         name = "val" if settings.validate else "test"
         loss, predicted = evaluate(run["model"], *test, data)
+        if not math.isfinite(loss + figures["train_loss"]):
+            wrong = "lr, weight_decay or l1 is too large; try a tenth"
+            raise CourseError(f"the loss is no longer finite in epoch {len(run['history']) + 1}: {wrong}")
         figures |= {f"{name}_loss": loss, f"{name}_accuracy": _percent(predicted, test[1]), "seconds": seconds}
         run["history"].append(figures)
         if path:
@@ -153,7 +166,7 @@ def _train_epoch(
     stream = batches(images, labels, data, settings.batch_size, run["generator"], settings.shift, settings.flip)
     title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
     bar = tqdm(total=len(images), desc=title, unit="image", leave=False, disable=None if progress else True)
-    with bar, _reproducible():
+    with bar, torch.backends.cudnn.flags(**EXACT):
         for step, (x, y) in enumerate(stream):
             set_lr(optimizer, lr := learning_rate(settings, epoch + step / steps))
             with torch.autocast(device.type, torch.bfloat16, enabled=run["bf16"]):
@@ -172,11 +185,11 @@ def _train_epoch(
                     accuracy=f"{100 * correct.item() / bar.n:.1f}%",
                     lr=f"{lr:.2g}",
                 )
-    if not math.isfinite(loss_ := total_loss.item()):
-        raise CourseError(
-            f"the loss is no longer finite in epoch {epoch + 1}: lr={settings.lr} is too large; try a tenth"
-        )
-    return {"train_loss": loss_ / len(images), "train_accuracy": 100 * correct.item() / len(images), "lr": lr}
+    return {
+        "train_loss": total_loss.item() / len(images),
+        "train_accuracy": 100 * correct.item() / len(images),
+        "lr": lr,
+    }
 
 
 @torch.no_grad()
@@ -184,7 +197,8 @@ def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250)
     """Logits (N, num_classes) in eval mode and fp32, the images (N, 3, 32, 32) uint8 as they are."""
     was_training, labels = model.training, torch.zeros(len(images))
     model.eval()
-    logits = [model(x) for x, _ in batches(images, labels, data, batch_size)]
+    with torch.backends.cudnn.flags(**EXACT):
+        logits = [model(x) for x, _ in batches(images, labels, data, batch_size)]
     model.train(was_training)
     return torch.cat(logits)
 
@@ -257,12 +271,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
-@contextmanager
-def _reproducible() -> Iterator[None]:
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        yield
-
-
 def _state(run: dict[str, Any]) -> dict[str, Any]:
     """All that an uninterrupted run would have had in memory at this moment."""
     random = {"generator": run["generator"].get_state(), "cpu": torch.get_rng_state()}
@@ -277,7 +285,7 @@ def _state(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resume(run: dict[str, Any], path: Path) -> None:
-    """Go on from the checkpoint if there is one; one that cannot be read is left aside and the run starts again."""
+    """Go on from the checkpoint if there is one; raises CourseError if it cannot be read."""
     file = path.with_suffix(".ckpt")
     if not file.exists():
         return
@@ -358,7 +366,21 @@ def _device_name(device: torch.device) -> str:
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record whole or not at all."""
-    write_file(path, lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def _check_record(record: Record) -> None:
+    """Raise an error if a record lacks anything that the report needs."""
+    settings, classes = record["settings"], record["classes"]
+    default_settings(more_epochs=True, **settings)
+    missing = RECORD_KEYS - set(record) | set(asdict(Settings())) - set(settings)
+    if missing or [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
+        raise KeyError(", ".join(sorted(missing)) or "confusion")
+    name = "val" if settings["validate"] else "test"
+    for epoch in record["history"]:
+        sum(epoch[key] for key in ("train_loss", "train_accuracy", f"{name}_loss", f"{name}_accuracy", "seconds"))
+    record["history"][-1], sum(map(sum, record["confusion"])), f"{record['seconds']:f} {record['parameters']:d}"
 
 
 def read_record(path: Path, missing_ok: bool = False) -> Record | None:
@@ -367,8 +389,8 @@ def read_record(path: Path, missing_ok: bool = False) -> Record | None:
         return None
     try:
         record = json.loads(path.read_text())
-        Settings(**record["settings"]), record["history"][-1]["train_accuracy"], record["confusion"], record["data"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        _check_record(record)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise CourseError(
             f"{path} is not a whole record ({type(error).__name__}: {error}); delete it and train again"
         ) from error

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -140,13 +141,40 @@ def test_a_record_cut_short_stops_the_report(folder, runs, capsys):
 
 
 def test_no_room_on_the_disk(folder, runs, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    class FullDisk(io.BytesIO):
+        def write(self, block):
+            if self.tell() + len(block) > 20_000:
+                raise OSError(28, "No space left on device")
+            return super().write(block)
 
-    monkeypatch.setattr(torch, "save", full)
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, _: save(state, FullDisk()))
     assert train(folder, runs, "--norm", "bn") == 2
-    assert "No space left" in errors(capsys)[-1]
+    assert re.search(r"cannot write .*\.ckpt: No space left on device; make room", errors(capsys)[-1])
     assert not [p for p in runs.rglob("*") if p.is_file()]
+
+
+def test_runs_that_is_a_file(folder, tmp_path, capsys):
+    (tmp_path / "taken").write_text("x")
+    assert train(folder, tmp_path / "taken") == 2
+    last = errors(capsys)[-1]
+    assert "--runs" in last and "give a folder that can be written" in last
+
+
+def test_odd_names_do_no_harm(tmp_path, runs, capsys):
+    for name, classes in (("a$b_$", ("x$y$", "z_{")), ("café", ("α", "β")), ("cafe", ("a", "b")), ("Cafè", ("a", "b"))):
+        assert train(make_folder(tmp_path / name, classes=classes, count=2), runs, "--norm", "bn") == 0
+    assert len(list(runs.iterdir())) == 4
+    capsys.readouterr()
+
+
+def test_renamed_classes_are_another_data_set(folder, runs, capsys):
+    train(folder, runs, "--norm", "bn")
+    for part in ("train", "test"):
+        (folder / part / "bee").rename(folder / part / "bug")
+    train(folder, runs, "--norm", "bn")
+    assert sorted("bug" in r["classes"] for r in read_records(runs).values()) == [False, True]
+    capsys.readouterr()
 
 
 def test_ctrl_c_says_how_to_go_on(folder, runs, capsys, monkeypatch):
@@ -227,6 +255,7 @@ def test_only_cifar10_is_published(folder, runs, checkout):
 
 def test_publish_writes_readme_images_records_and_weights(folder, runs, checkout, monkeypatch):
     monkeypatch.setattr(data_module, "_name", lambda *_: "CIFAR-10")
+    monkeypatch.setattr(report_module, "_publishable", lambda _: True)  # as if these few images were all
     train(folder, runs, "--norm", "bn", "ln")
     train(folder, runs, "--norm", "bn", "--seed", "1")
     monkeypatch.setattr(report_module, "find_cifar10", lambda: None)

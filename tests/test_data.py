@@ -136,6 +136,36 @@ def test_environment_names_the_source(monkeypatch, folder):
     assert load_data("digits").name == "digits"
 
 
+@pytest.mark.parametrize("name", ["CIFAR-10", "digits", "cifar-10"])
+def test_no_folder_passes_for_another_data_set(tmp_path, name):
+    assert load_data(make_folder(tmp_path / name)).name == f"{name} (folder)"
+
+
+def test_what_lies_in_data_must_be_cifar10(tmp_path, monkeypatch):
+    write_batches(tmp_path / "data" / "cifar-10-batches-py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CourseError, match="does not hold CIFAR-10"):
+        load_data("cifar10")
+
+
+def test_16_bit_images_keep_their_greys(folder):
+    ramp = (np.arange(1024).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "train" / "ant" / "0.png")
+    pixels = load_data(folder).train_images[0, 0].numpy()
+    assert np.abs(pixels - ramp / 257).max() <= 1
+
+
+def test_images_are_turned_upright(folder):
+    picture = Image.new("RGB", (32, 32))
+    picture.paste("red", (0, 0, 32, 16))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # upside down
+    picture.save(folder / "train" / "ant" / "0.jpg", exif=exif)
+    (folder / "train" / "ant" / "0.png").unlink()
+    red = load_data(folder).train_images[0, 0].float()
+    assert red[:16].mean() < 20 and red[16:].mean() > 235
+
+
 # --- bad input
 
 
@@ -173,7 +203,7 @@ def test_bad_folders_say_what_is_wrong(folder, spoil, words, cache):
     assert not list(cache.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("source", ["cifar100", "/no/such/folder", "mnist"])
+@pytest.mark.parametrize("source", ["cifar100", "/no/such/folder", "mnist", "~nosuchuser/x", __file__])
 def test_unknown_source(source):
     with pytest.raises(CourseError, match="cifar10, digits, auto, or the path"):
         load_data(source)
@@ -186,8 +216,11 @@ def test_unknown_source(source):
         ("test_batch", b"\x80\x02}q\x00", "cannot read"), ("data_batch_1", pickle.dumps([1, 2]), "cannot read"),
         ("data_batch_1", pickle.dumps({b"labels": [1]}), "expected 'data'"),
         ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072)), b"labels": [1, 1]}), "uint8"),
-        ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}), "one label"),
+        ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}), "label for each"),
         ("data_batch_1", pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]}), "classes"),
+        ("data_batch_1", pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]}), "whole-numbered"),
+        ("batches.meta", pickle.dumps({b"label_names": None}), "label_names"),
+        ("batches.meta", pickle.dumps({b"label_names": [b"\xff"]}), "label_names"),
     ],
 )  # fmt: skip
 def test_bad_batches(tmp_path, name, content, words):
@@ -309,6 +342,7 @@ def server(archive, monkeypatch, tmp_path):
     httpd.daemon_threads, httpd.block_on_close = True, False
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setattr(data_module, "ARCHIVE_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(data_module, "_name", lambda *_: "CIFAR-10")
     monkeypatch.setattr(data_module, "STALL_SECONDS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -371,13 +405,18 @@ def test_an_altered_archive_is_never_unpacked(server, archive, tmp_path, change)
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
+@pytest.mark.skipif(
+    not hasattr(tarfile, "data_filter"), reason="this Python has no safe way to unpack; the hash decides"
+)
 def test_a_member_outside_the_folder_is_refused(server, monkeypatch, tmp_path):
-    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
         (tmp_path / "payload").write_text("x")
         tar.add(tmp_path / "payload", "../../escaped")
     monkeypatch.setattr(
-        data_module, "ARCHIVE_SHA256", hashlib.sha256((tmp_path / "evil.tar.gz").read_bytes()).hexdigest()
+        data_module,
+        "ARCHIVE_SHA256",
+        hashlib.sha256((tmp_path / "cifar-10-python.tar.gz").read_bytes()).hexdigest(),
     )
     with pytest.raises(CourseError, match="cannot unpack"):
-        load_data(tmp_path / "evil.tar.gz")
+        load_data(tmp_path / "cifar-10-python.tar.gz")
     assert not list(tmp_path.rglob("escaped"))

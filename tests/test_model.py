@@ -85,7 +85,7 @@ def test_receptive_field_equals_the_gradients_footprint():
         (lambda: norm_layer("gn", 24, -1), ["num_groups=-1", "1, 2, 3"]),
         (lambda: NormNet("gn", num_groups=3), ["num_groups=3", "allowed: 1, 2, 4, 8"]),
         (lambda: NormNet("gn", num_groups=0), ["num_groups=0", "1, 2, 4, 8"]),
-        (lambda: NormNet("bn", num_classes=500), ["parameters", "fewer than 50,000"]),
+        (lambda: NormNet("bn", num_classes=500), ["500 classes", "fewer than 50,000"]),
         (lambda: reference_net("in"), ["'in'", "bn 1, ln 1 or 2"]),
         (lambda: reference_net("bn", 2), ["multiplier 2", "bn 1"]),
         (lambda: build("resnet", "bn"), ["'resnet'", "normnet, reference"]),

@@ -186,6 +186,7 @@ def test_devices():
         ({"num_groups": 5}, "does not divide"),
         ({"norm": "batchnorm"}, "bn, ln, gn, in, none"), ({"net": "vgg"}, "normnet, reference"),
         ({"optimizer": "adam"}, "adamw, sgd"),
+        ({"norm": "bn", "num_groups": 7}, "1, 2, 4, 8"), ({"multiplier": 2}, "only the reference designs"),
         ({"schedule": "cosine"}, "onecycle, step"), ({"shift": 40}, "0 to 16"),
     ],
 )  # fmt: skip
@@ -195,14 +196,29 @@ def test_settings_that_are_not_allowed(changed, words):
     assert words in str(error.value)
 
 
+def test_one_reference_network_has_one_name(small):
+    same_network = [{}, {"multiplier": 1}, {"num_groups": 4}]
+    assert len({run_name(default_settings("reference", "bn", **changed), small) for changed in same_network}) == 1
+    assert default_settings("reference", "ln").multiplier == 2
+
+
 def test_more_epochs_on_request():
     assert default_settings(epochs=21, more_epochs=True).epochs == 21
 
 
 def test_a_loss_that_is_no_longer_finite_says_so(small, tmp_path):
-    with pytest.raises(CourseError, match="lr=1e"):
+    with pytest.raises(CourseError, match="lr, weight_decay or l1"):
         fit(settings("none", lr=1e30, optimizer="sgd"), small, tmp_path, "cpu", False)
     assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("key", ["command", "versions", "classes", "confusion", "history", "seconds", "settings"])
+def test_a_record_that_lacks_something_is_named(tmp_path, small, key):
+    record = fit(settings(epochs=1), small, tmp_path, "cpu", False)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(json.dumps({k: v for k, v in record.items() if k != key}))
+    with pytest.raises(CourseError, match="is not a whole record"):
+        read_record(path)
 
 
 @pytest.mark.parametrize(
