@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normcourse.data import Data
 from normcourse.model import NORMS
+from normcourse.train import changed_settings
 
 # Okabe & Ito's palette, told apart under the common kinds of colour blindness; lines also differ in dash.
 COLORS = {"bn": "#0072B2", "ln": "#E69F00", "gn": "#D55E00", "in": "#009E73", "none": "#000000"}
@@ -20,13 +21,18 @@ STYLE: dict[Any, Any] = {
 
 
 def label(settings: dict[str, Any]) -> str:
-    """The name of a run's norm as a reader should see it."""
+    """The name of a run's norm as a reader should see it, with what differs from its recipe in brackets."""
     norm, size = settings["norm"], settings["multiplier"]
-    if settings["net"] == "reference" and norm == "gn":
-        return "“Group Norm” of C groups = Instance Norm" if size != 1 else "Group Norm, 4 groups"
-    if settings["net"] == "reference" and norm == "ln":
-        return f"Layer Norm, m = {size or 2}"
-    return f"Group Norm, {settings['num_groups']} groups" if norm == "gn" else NORMS[norm]
+    name = NORMS[norm]
+    if settings["net"] == "normnet":
+        name += f", {settings['num_groups']} groups" if norm == "gn" else ""
+    elif norm == "gn":
+        name = "Group Norm, 4 groups" if size == 1 else "“Group Norm” of C groups = Instance Norm"
+    elif norm == "ln":
+        name += f", m = {size}"
+    has_its_place = {"seed", "epochs", "lr", "validate", "num_groups", "multiplier"}  # in the table
+    changed = ", ".join(f"{k} {v}" for k, v in changed_settings(settings).items() if k not in has_its_place)
+    return name + (f" ({changed})" if changed else "")
 
 
 def color(settings: dict[str, Any]) -> str:

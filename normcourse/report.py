@@ -14,6 +14,7 @@ from normcourse.model import MAX_PARAMETERS
 from normcourse.train import MAX_EPOCHS, Record, changed_settings, read_record
 
 RESULTS = Path(__file__).with_name("results")  # the published records, inside the package
+NETS = {"normnet": "NormNet", "reference": "Reference"}
 START, END = "<!-- results: written by `python -m normcourse report --publish` -->", "<!-- end of results -->"
 
 
@@ -66,20 +67,13 @@ def table(records: list[Record]) -> str:
         over = " (over the limit)" if parameters >= MAX_PARAMETERS else ""
         held_out = "val" if settings["validate"] else "test"
         lines.append(
-            f"| {_network(settings)} | {plot.label(settings)} "
+            f"| {NETS[settings['net']]} | {plot.label(settings)} "
             f"| {parameters:,}{over} | {settings['epochs']} | {settings['lr']:g} | {len(group)} "
             f"| {_mean_std([r['history'][-1]['train_accuracy'] for r in group])} "
             f"| {_mean_std([r['history'][-1][f'{held_out}_accuracy'] for r in group])}"
             f"{' (validation)' if settings['validate'] else ''} | {statistics.mean(r['seconds'] for r in group):,.0f} |"
         )
     return "\n".join(lines)
-
-
-def _network(settings: dict[str, Any]) -> str:
-    """The network, and in brackets what differs from its recipe (the table has columns for the rest)."""
-    shown = {"seed", "epochs", "lr", "validate", "num_groups", "multiplier"}
-    changed = ", ".join(f"{k} {v}" for k, v in changed_settings(settings).items() if k not in shown)
-    return ("NormNet" if settings["net"] == "normnet" else "Reference") + (f" ({changed})" if changed else "")
 
 
 def _mean_std(values: list[float]) -> str:
@@ -121,14 +115,14 @@ def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, shor
         for copy in sorted({r["copy"] for r in chosen.values()}):
             shown = _typical([r for r in chosen.values() if r["copy"] == copy])
             suffix = f"-{net}" + (f"-{copy.split()[-1]}" if len({r["copy"] for r in chosen.values()}) > 1 else "")
-            title = f"{shown[0]['data']}, {'NormNet' if net == 'normnet' else 'reference designs'}"
+            title = f"{shown[0]['data']}, {NETS[net]}"
             save(plot.curves(shown, title), f"curves{suffix}.png")
             save(plot.per_class(shown, f"{title}: accuracy by class"), f"per-class{suffix}.png")
         if short:  # published: NormNet's, one of each norm
             chosen = {p: r for p, r in chosen.items() if net == "normnet" and any(r is one for one in shown)}
         for path, record in chosen.items():
             stem = path.stem.split("-seed")[0] if short else path.stem
-            title = f"{_network(record['settings'])}, {plot.label(record['settings'])} on {record['data']}"
+            title = f"{NETS[net]}, {plot.label(record['settings'])} on {record['data']}"
             save(plot.confusion(record, title), f"{stem}-confusion.png")
             if data is not None and (data.name, data.copy) == (record["data"], record["copy"]):
                 shown_from = split_validation(data) if record["settings"]["validate"] else data
@@ -138,9 +132,9 @@ def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, shor
 
 def _typical(records: list[Record]) -> list[Record]:
     """One run for each network and norm, the one that differs least from its recipe, in the table's order."""
-    chosen: dict[str, Record] = {}
+    chosen: dict[tuple[Any, ...], Record] = {}
     for record in sorted(records, key=lambda r: len(changed_settings(r["settings"]))):
-        chosen.setdefault(f"{plot.label(record['settings'])} {record['parameters']}", record)
+        chosen.setdefault(tuple(record["settings"][k] for k in ("norm", "num_groups", "multiplier")), record)
     return [r for r in records if any(r is c for c in chosen.values())]
 
 

@@ -53,7 +53,7 @@ def test_train_prints_the_table_and_leaves_the_pictures(folder, runs, capsys):
     assert train(folder, runs) == 0
     out = capsys.readouterr().out
     for norm in ("Batch Norm", "Layer Norm", "Group Norm, 8 groups"):
-        assert re.search(rf"\| NormNet \(batch_size 12\) \| {norm} \| 45,\d\d\d \| 1 \|", out), out
+        assert re.search(rf"\| NormNet \| {norm} \(batch_size 12\) \| 45,\d\d\d \| 1 \|", out), out
     assert "insects" in out and "torch" in out
     kept = runs / "insects"
     assert (
@@ -86,7 +86,9 @@ def test_data_sets_never_mix(folder, tmp_path, runs, capsys):
     capsys.readouterr()
     main(["report", "--runs", str(runs)])
     out = capsys.readouterr().out
-    assert out.count("| NormNet (batch_size 12) |") == 2 and out.index("## birds") < out.index("## insects")
+    assert out.count("| NormNet | Batch Norm (batch_size 12) |") == 2 and out.index("## birds") < out.index(
+        "## insects"
+    )
     assert sorted(p.name for p in runs.iterdir()) == ["birds", "insects"]
 
 
