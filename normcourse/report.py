@@ -217,4 +217,6 @@ def _readme(records: list[Record], pictures: list[str]) -> str:
 
 def _alt(name: str) -> str:
     kinds = {"curves": "Accuracy and loss by epoch", "per-class": "Accuracy by class", "mistakes": "Ten mistakes"}
-    return f"{next(words for kind, words in kinds.items() if kind in name)}: {name.removesuffix('.png')}"
+    words = next(words for kind, words in kinds.items() if kind in name)
+    known = NETS | plot.NORMS
+    return f"{words}: {', '.join(known[part] for part in name.removesuffix('.png').split('-') if part in known)}"
