@@ -141,9 +141,9 @@ def _typical(records: list[Record]) -> list[Record]:
 def report(runs: str | Path, source: str | None = None) -> str:
     """Report every data set below ``runs``; pictures of mistakes need its images at hand and download nothing."""
     texts = []
-    for folder in sorted({path.parent for path in read_records(runs)}):
-        records = read_records(folder)
-        name = next(iter(records.values()))["data"]
+    records = read_records(runs)
+    for folder in sorted({path.parent for path in records}):
+        name = next(record["data"] for path, record in records.items() if path.parent == folder)
         texts.append(f"## {name}\n\n{write_report(folder, _images(name, source))}\nPictures: {folder}")
     return "\n\n".join(texts)
 
@@ -176,7 +176,7 @@ def publish(runs: str | Path, source: str | None = None, root: Path | None = Non
             f"{runs} holds no final CIFAR-10 run (trained on all images, 1 to {MAX_EPOCHS} epochs); only those are published"
         )
     data = _images("CIFAR-10", source)
-    kept = RESULTS if root == Path(__file__).resolve().parent.parent else root / "normcourse" / "results"
+    kept = root / "normcourse" / "results"
     kept.mkdir(parents=True, exist_ok=True)
     seen: set[tuple[Any, ...]] = set()
     for path, record in records.items():
