@@ -3,7 +3,8 @@
 __version__ = "0.1.0"
 
 from normcourse.data import CourseError, Data, batches, load_data
-from normcourse.model import NormNet, count_parameters, norm_layer, receptive_fields, reference_net
+from normcourse.model import NormNet, count_parameters, receptive_fields, reference_net
+from normcourse.norm import norm_layer
 from normcourse.train import Settings, default_settings, evaluate, fit, predict
 
 __all__ = [

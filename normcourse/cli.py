@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from normcourse.data import CourseError, load_data, write_file
-from normcourse.model import NORMS
+from normcourse.norm import NORMS
 from normcourse.report import data_folder, find_records, publish, report, write_report
 from normcourse.train import default_settings, fit, pick_device
 
@@ -31,11 +31,11 @@ def make_parser() -> Parser:
         "train",
         help="train networks, print their accuracies and draw the pictures",
         formatter_class=formatter,
-        description="Train one network for each norm. A run that was interrupted goes on from its last epoch; a finished"
+        description="Train one network for each norm and seed. A run that was interrupted goes on from its last epoch; a finished"
         " one is only read. What is not given comes from the recipe of the network and norm: in brackets, for normnet;"
         " and for the reference designs, where it differs.",
         epilog="Examples: train --norm bn --epochs 2; train --data path/to/images; train --net reference --norm ln gn"
-        " --multiplier 1. Several seeds: train once for each; report then shows mean and standard deviation.",
+        " --multiplier 1; train --seed 0 1 2, for the mean and standard deviation.",
     )
     usual = default_settings()
     nets = "the course's network, or the published designs with their published recipe"
@@ -45,18 +45,21 @@ def make_parser() -> Parser:
     train.add_argument("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=argparse.SUPPRESS)
     train.add_argument("--runs", default="runs", help="folder for records, weights, checkpoints and pictures")
     train.add_argument("--device", default="auto", help="auto (CUDA if there, else CPU), cpu, cuda or mps")
+    train.add_argument(
+        "--seed", nargs="+", type=int, default=[usual.seed], help="draws weights and batches; a run for each"
+    )
     held_out = "hold a tenth of the training images out and evaluate on it; the test set is not touched"
     train.add_argument("--validate", action="store_true", help=held_out)
     train.add_argument("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
     for name, kind, text in (
-        ("epochs", int, f"1 to 20 ({usual.epochs})"), ("seed", int, f"draws weights and batches ({usual.seed})"),
+        ("epochs", int, f"1 to 20 ({usual.epochs})"),
         ("lr", float, "peak learning rate (tuned for each norm)"),
-        ("momentum", float, "SGD's momentum, AdamW's beta1 (0.9)"),
+        ("momentum", float, "of Muon and SGD; AdamW's beta1 (0.9)"),
         ("weight_decay", float, f"of convolutions; of all weights in the references ({usual.weight_decay:g}; 1e-3 or 1e-5)"),
         ("batch_size", int, f"images a step ({usual.batch_size}; 64)"), ("dropout", float, "after each block (0)"),
         ("num_groups", int, f"groups of NormNet's Group Norm ({usual.num_groups})"),
         ("multiplier", int, "channels of the reference designs: 1, or 2 (published for ln and gn; over 50,000 parameters)"),
-        ("optimizer", str, "adamw or sgd (adamw; sgd)"),
+        ("optimizer", str, "muon, adamw or sgd (muon; sgd)"),
         ("schedule", str, "onecycle, or step: a tenth after every 8 epochs"),
         ("l1", float, "times the sum of all |weights|, added to the loss (0; 5e-4)"),
         ("shift", int, f"pixels an image is moved at most ({usual.shift}; 0)"),
@@ -81,7 +84,10 @@ def train(options: dict[str, Any]) -> None:
     """Check every setting before anything is loaded, train one run for each norm, and report."""
     norms, runs, device = options.pop("norm"), options.pop("runs"), options.pop("device")
     source = options.pop("data", None)
-    settings = [default_settings(norm=norm, **options) for norm in dict.fromkeys(norms)]
+    seeds = options.pop("seed")
+    settings = [
+        default_settings(norm=norm, seed=s, **options) for s in dict.fromkeys(seeds) for norm in dict.fromkeys(norms)
+    ]
     pick_device(device)
     data = load_data(source)
     try:

@@ -16,11 +16,12 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Polygon, Rectangle
 
-from normcourse import model, plot
+from normcourse import plot
+from normcourse.norm import NORMS
 
 # The axes of the view (N, G, C/G, H, W) that share one mean and one variance: the whole difference between the norms.
 AXES = {"BN": (0, 3, 4), "LN": (1, 2, 3, 4), "IN": (3, 4), "GN": (2, 3, 4)}
-NAMES, COLORS = ({key.upper(): value for key, value in table.items()} for table in (model.NORMS, plot.COLORS))
+NAMES, COLORS = ({key.upper(): value for key, value in table.items()} for table in (NORMS, plot.COLORS))
 TOY = torch.tensor([[1.0, 5.0, 1.0, 5.0], [3.0, 5.0, 7.0, 9.0], [5.0, 2.0, 4.0, 1.0]])  # (N, d) = (3, 4)
 
 

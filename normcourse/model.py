@@ -9,37 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normcourse.data import CourseError
+from normcourse.norm import divisors, norm_layer
 
-NORMS = {"bn": "Batch Norm", "ln": "Layer Norm", "gn": "Group Norm", "in": "Instance Norm", "none": "no norm"}
 MAX_PARAMETERS = 50_000  # the assignment asks for fewer
 
 
-def norm_layer(norm: str, channels: int, num_groups: int = 8) -> nn.Module:
-    """The normalization of (N, channels, H, W) that ``norm`` names, with a scale and a shift per channel.
-
-    ``ln`` is GroupNorm(1, C): each sample over (C, H, W). ``in`` is GroupNorm(C, C): each channel of a sample.
-    Raises CourseError for an unknown norm, or a num_groups that does not divide the channels.
-    """
-    if norm == "bn":
-        return nn.BatchNorm2d(channels)
-    if norm == "none":
-        return nn.Identity()
-    groups = {"ln": 1, "gn": num_groups, "in": channels}.get(norm)
-    if groups is None:
-        raise CourseError(f"unknown norm {norm!r}; allowed: {', '.join(NORMS)}")
-    if groups < 1 or channels % groups:
-        raise CourseError(
-            f"num_groups={groups} does not divide {channels} channels; allowed here: {_divisors(channels)}"
-        )
-    return nn.GroupNorm(groups, channels)
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
-
-
 class ConvBlock(nn.Module):
-    """Convolution -> norm -> ReLU -> dropout, plus the input itself where ``skip`` (a residual block, He 2016).
+    """Convolution -> norm, plus the input itself where ``skip`` (He et al. 2016) -> ReLU -> dropout.
 
     A 3x3 convolution here is depthwise-separable, unless its input is the image: a 3x3 filter for each channel, then
     a 1x1 convolution across them. It sees the same 3x3 window for about a ninth of the weights (Howard 2017).
@@ -62,8 +38,10 @@ class ConvBlock(nn.Module):
         self.skip = bool(layers) and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C_in, H, W) -> (N, C_out, H, W)
-        y = self.dropout(F.relu(self.norm(self.conv(x))))
-        return x + y if self.skip else y
+        y = self.norm(self.conv(x))
+        if self.skip:
+            y += x  # in place, as is the ReLU: no backward pass needs what the norm returned, and memory is time
+        return self.dropout(F.relu_(y))
 
 
 class NormNet(nn.Module):
@@ -82,7 +60,7 @@ class NormNet(nn.Module):
         common = math.gcd(*self.WIDTHS.values())  # of 0 and n it is n
         if norm == "gn" and (num_groups < 1 or common % num_groups):
             raise CourseError(
-                f"num_groups={num_groups} does not divide every width of NormNet; allowed: {_divisors(common)}"
+                f"num_groups={num_groups} does not divide every width of NormNet; allowed: {divisors(common)}"
             )
         channels = 3
         for name, width in self.WIDTHS.items():

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from normcourse.data import Data
-from normcourse.model import NORMS
-from normcourse.train import changed_settings
+from normcourse.norm import NORMS
+from normcourse.train import changed_settings, default_settings
 
 # Okabe & Ito's palette, told apart under the common kinds of colour blindness; lines also differ in dash.
 COLORS = {"bn": "#0072B2", "ln": "#E69F00", "gn": "#D55E00", "in": "#009E73", "none": "#000000"}
@@ -32,6 +33,9 @@ def label(settings: dict[str, Any]) -> str:
         name += f", m = {size}"
     has_its_place = {"seed", "epochs", "lr", "validate", "num_groups", "multiplier"}  # in the table
     changed = ", ".join(f"{k} {v}" for k, v in changed_settings(settings).items() if k not in has_its_place)
+    ours = asdict(default_settings(norm=norm))
+    if settings["net"] == "reference" and all(settings[k] == ours[k] for k in ours if k not in has_its_place | {"net"}):
+        changed = "the course's recipe"
     return name + (f" ({changed})" if changed else "")
 
 

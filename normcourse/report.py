@@ -59,8 +59,9 @@ def groups(records: list[Record]) -> list[list[Record]]:
 def table(records: list[Record]) -> str:
     """The results as a Markdown table, a row for each network: mean and standard deviation over its seeds."""
     lines = [
-        "| network | norm | parameters | epochs | lr | seeds | train accuracy (%) | test accuracy (%) | seconds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| network | norm | parameters | epochs | lr | seeds | train accuracy (%) | test accuracy (%) "
+        "| flip-averaged (%) | seconds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for group in groups(records):
         settings, parameters = group[0]["settings"], group[0]["parameters"]
@@ -71,7 +72,8 @@ def table(records: list[Record]) -> str:
             f"| {parameters:,}{over} | {settings['epochs']} | {settings['lr']:g} | {len(group)} "
             f"| {_mean_std([r['history'][-1]['train_accuracy'] for r in group])} "
             f"| {_mean_std([r['history'][-1][f'{held_out}_accuracy'] for r in group])}"
-            f"{' (validation)' if settings['validate'] else ''} | {statistics.mean(r['seconds'] for r in group):,.0f} |"
+            f"{' (validation)' if settings['validate'] else ''} | {_mean_std([r['flip_accuracy'] for r in group])} "
+            f"| {statistics.mean(r['seconds'] for r in group):,.0f} |"
         )
     return "\n".join(lines)
 

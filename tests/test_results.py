@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from normcourse import evaluate
-from normcourse.model import NORMS, build, count_parameters
+from normcourse.model import build, count_parameters
+from normcourse.norm import NORMS
 from normcourse.plot import label
 from normcourse.report import END, RESULTS, START, groups, read_records, table
 from normcourse.train import LEARNING_RATES, command, default_settings

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from normcourse import CourseError, NormNet, default_settings, evaluate, fit, predict
 from normcourse import train as train_module
 from normcourse.data import split_validation
-from normcourse.model import NORMS
+from normcourse.norm import NORMS
 from normcourse.train import _start, learning_rate, make_optimizer, pick_device, read_record, run_name
 
 CPU = torch.device("cpu")
@@ -256,3 +256,46 @@ def test_settings_are_complete_in_the_command():
 def test_split_needs_ten_images(small):
     with pytest.raises(CourseError, match="too few"):
         split_validation(small._replace(train_images=small.train_images[:9], train_labels=small.train_labels[:9]))
+
+
+@pytest.mark.parametrize("shape", [(24, 27), (48, 24), (96, 96)])
+def test_muon_steps_along_the_nearest_orthogonal_matrix(shape):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+    values = torch.linalg.svdvals(train_module.orthogonalize(gradient))
+    assert 0.3 < values.min() and values.max() < 1.3  # about 1, from 0.05 to 10 before
+    assert F.cosine_similarity(train_module.orthogonalize(gradient).flatten(), (u @ v).flatten(), dim=0) > 0.97
+
+
+def test_muon_takes_every_weight_once_and_the_matrices_orthogonally():
+    model = NormNet("gn")
+    optimizer = make_optimizer(model, settings("gn"))
+    taken = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(taken) == sorted(id(p) for p in model.parameters())
+    orthogonal = {id(p) for p in optimizer.param_groups[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in orthogonal}
+    blocks = {"C1.conv.0", "c3.conv.0", "c6.conv.0", *(f"C{k}.conv.1" for k in (2, 3, 4, 5, 7, 8, 9))}
+    assert names == {f"{name}.weight" for name in blocks}
+    vectors = optimizer.param_groups[2]
+    assert vectors["weight_decay"] == 0 and all(p.ndim == 1 for p in vectors["params"])
+
+
+def test_a_muon_step_is_that_of_the_formula_and_the_rest_is_adamw():
+    torch.manual_seed(0)
+    weight, vector = torch.randn(4, 3, 1, 1), torch.randn(5)
+    ours = [torch.nn.Parameter(t.clone()) for t in (weight, vector)]
+    groups = [{"params": ours[:1], "orthogonal": True}, {"params": ours[1:], "weight_decay": 0.0}]
+    optimizer = train_module.Muon(groups, lr=0.1, betas=(0.9, 0.99), weight_decay=0.02)
+    theirs = torch.nn.Parameter(vector.clone())
+    adamw = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    expected, mean = weight.clone(), torch.zeros_like(weight)
+    for _ in range(3):
+        gradients = torch.randn(4, 3, 1, 1), torch.randn(5)
+        for p, g in zip((*ours, theirs), (*gradients, gradients[1]), strict=True):
+            p.grad = g.clone()
+        optimizer.step(), adamw.step()
+        mean = 0.9 * mean + 0.1 * gradients[0]
+        step = train_module.orthogonalize((0.1 * gradients[0] + 0.9 * mean).flatten(1)).view_as(weight)
+        expected = expected * (1 - 0.1 * 0.02) - 0.1 * 0.2 * 2 * step  # 2: the root of the longer side, 4
+    torch.testing.assert_close(ours[0].data, expected)
+    assert torch.equal(ours[1], theirs)
