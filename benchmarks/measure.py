@@ -71,7 +71,8 @@ def step(data: Data, norms: list[str], size: Figures, device: torch.device) -> F
     data = some_images(data, size["steps"] * size["batch_size"], torch.device("cpu"))
     loaders = {workers: plain.train_loader(data, size["batch_size"], workers) for workers in WORKERS}
     wait = {str(workers): first_batch(loader) for workers, loader in loaders.items()}
-    lanes, paths = {}, {}
+    lanes: dict[Any, Callable[[], Any]] = {}
+    paths = {}
     for norm in norms:
         settings = default_settings(norm=norm, batch_size=size["batch_size"])
         run = _start(settings, data, device)
@@ -134,13 +135,14 @@ def evaluation(data: Data, norms: list[str], size: Figures, device: torch.device
     """Seconds to evaluate the test images: ours, and the plain loop without workers."""
     count = min(size["test_images"], len(data.test_labels))
     data = data._replace(test_images=data.test_images[:count], test_labels=data.test_labels[:count])
-    loader, lanes = plain.test_loader(data, size["batch_size"]), {}
+    loader = plain.test_loader(data, size["batch_size"])
+    lanes: dict[Any, Callable[[], Any]] = {}
     images, labels = data.test_images.to(device), data.test_labels.to(device)
     for norm in norms:
         run = _start(default_settings(norm=norm), data, device)
         lanes[norm, "ours"] = partial(evaluate, run["model"], images, labels, data)
         lanes[norm, "plain"] = partial(plain.evaluate, plain.network(norm, data, device), loader, device)
-    seconds = alternate(lanes, size["rounds"], device, "evaluate")
+    seconds = alternate(lanes, size["test_rounds"], device, "evaluate")
     return {"images": count, "norms": {norm: pair(seconds, norm) for norm in norms}}
 
 
@@ -156,7 +158,7 @@ def pair(seconds: dict[Any, list[float]], norm: str) -> Figures:
 def machine(data: Data, norms: list[str], size: Figures, device: torch.device) -> Figures:
     """GFLOP/s of a large matrix product, GB/s of a large copy, and what a training step asks of them."""
     n = size["matrix"]
-    lanes = {}
+    lanes: dict[Any, Callable[[], Any]] = {}
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b, product = (torch.randn(n, n, device=device).to(kind) for _ in range(3))
         lanes[name] = partial(torch.mm, a, b, out=product)
@@ -178,7 +180,8 @@ def needed(model: nn.Module, batch_size: int) -> Figures:
     A convolution computes three things of equal cost: its output, and the gradients of its input and its weights. Each
     reads and writes tensors of the sizes of input and output. The first one's input, the image, needs no gradient.
     """
-    flop, values = [], []
+    flop: list[int] = []
+    values: list[int] = []
 
     def count(layer: Any, x: Any, y: torch.Tensor) -> None:
         times = 3 if flop else 2

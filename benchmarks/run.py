@@ -39,12 +39,12 @@ MAIN = ["bn", "ln", "gn"]
 QUICK, LONG = ("step", "evaluate", "machine", "memory"), ("grow", "accuracy")  # on a CPU
 ON_GPU = ("step", "evaluate", "machine", "accuracy", "whole")
 FULL: dict[str, Any] = dict(
-    batch_size=128, rounds=9, steps=15, test_images=10_000, matrix=2048, products=15, processes=7, probe_steps=10,
+    batch_size=128, rounds=9, steps=15, test_images=10_000, test_rounds=5, matrix=2048, products=15, processes=7, probe_steps=10,
     grow_images=(5_000, 10_000, 20_000, 50_000), batch_sizes=(2, 8, 32, 128, 512, 1024), threads=(1, 2), grow_rounds=3,
     epochs=20,
 )  # fmt: skip
 TOY: dict[str, Any] = dict(
-    batch_size=8, rounds=2, steps=2, test_images=16, matrix=64, products=2, processes=2, probe_steps=1,
+    batch_size=8, rounds=2, steps=2, test_images=16, test_rounds=2, matrix=64, products=2, processes=2, probe_steps=1,
     grow_images=(8, 16), batch_sizes=(2, 4), threads=(1,), grow_rounds=1, epochs=2,
 )  # fmt: skip
 

@@ -182,12 +182,14 @@ def test_the_report_shows_every_part(records, tmp_path):
 
 
 def test_a_level_never_reached_is_said_to_be_so():
-    history = [{"seconds": 1.0, "train_accuracy": 50.0, "test_accuracy": 60.0}]
-    side = {"history": history, "seconds_to": {"70": None, "80": None}}
-    result = {"norm": "bn", "epochs": 1, "workers": 0, "ours": side, "plain": side}
-    assert report.accuracy({"result": result}).count("never") == 4
+    history = [{"seconds": 40.0, "train_accuracy": 50.0, "test_accuracy": 60.0}]
+    ours = {"history": history, "seconds_to": {"70": 10.0, "80": None}}
+    never = {"history": history, "seconds_to": {"70": None, "80": None}}
+    result = {"norm": "bn", "epochs": 1, "workers": 0, "ours": ours, "plain": never}
+    assert report.accuracy({"result": result}).count("never") == 4  # three cells, and the ratio that ours never had
     rows = report.targets({"accuracy-bn": {"part": "accuracy", "result": result}})
-    assert "seconds to 70 % over ours, Batch Norm | at least 3 | not measured |" in rows
+    assert "70 % over ours, Batch Norm | at least 3 | over 4.00 | yes |" in rows
+    assert "80 % over ours, Batch Norm | at least 3 | ours never | no |" in rows
 
 
 def test_the_page_shows_the_committed_results():
