@@ -2,14 +2,15 @@
 
 import argparse
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from normcourse.data import CourseError, load_data, write_file
+from normcourse.data import CourseError, load_data
 from normcourse.model import NORMS
 from normcourse.report import data_folder, find_records, publish, report, write_report
-from normcourse.train import default_settings, fit, pick_device
+from normcourse.train import Settings, default_settings, fit, pick_device, run_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,8 +86,8 @@ def train(options: dict[str, Any]) -> None:
     pick_device(device)
     data = load_data(source)
     try:
-        write_file(Path(runs) / "probe", lambda file: file.write(b"?"))  # found out now, not after an epoch
-        (Path(runs) / "probe").unlink()
+        Path(runs).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=runs).close()  # found out now, not after an epoch
     except (OSError, ValueError) as error:
         raise CourseError(f"--runs {runs} cannot be used ({error}); give a folder that can be written") from error
     if data.copy.startswith("scikit-learn") and "flip" not in options:  # a mirrored digit is no digit
@@ -96,6 +97,9 @@ def train(options: dict[str, Any]) -> None:
     print(f"{data.name} ({data.copy}): {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
     for each in settings:
         record = fit(each, data, folder, device)
+        run = folder / run_name(Settings(**record["settings"]), data)
+        if not run.with_suffix(".pt").exists():
+            print(f"note: {run}.pt, the weights, is missing; delete {run.name}.json to train this run again")
         last = record["history"][-1]
         name = "val" if each.validate else "test"
         accuracies = f"train {last['train_accuracy']:.2f} %, {name} {last[f'{name}_accuracy']:.2f} %"

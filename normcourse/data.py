@@ -107,13 +107,14 @@ def split_validation(data: Data) -> Data:
 
 def batches(
     images: Tensor, labels: Tensor, data: Data, batch_size: int, generator: torch.Generator | None = None,
-    shift: int = 0, flip: bool = False,
+    shift: int = 0, flip: bool = False, rank: int = 0, processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield normalised float batches (N, 3, 32, 32), channels_last in memory, and labels (N,), on the images' device.
 
     With a generator the order is random, and each image is moved by up to ``shift`` pixels (mirrored at the edge) and
     flipped with probability 1/2. The random numbers of an epoch are drawn on the CPU at once: the same on any device,
-    and nothing waits for a GPU. The last batch may be short: no image is left out.
+    and nothing waits for a GPU. The last batch may be short: no image is left out. Of several processes, each gets its
+    share of every batch, which may be empty.
     """
     count, size, device = len(images), images.shape[-1], images.device
     pixels = images.permute(0, 2, 3, 1)  # (N, H, W, C)
@@ -126,7 +127,7 @@ def batches(
         mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device) & flip
         places = torch.arange(size, device=device).expand(1, size)
     for start in range(0, count, batch_size):
-        part = slice(start, start + batch_size)
+        part = slice(start + rank, min(start + batch_size, count), processes)
         if generator is not None:
             rows = _reflect(places + moves[0, part], size)  # (N, H)
             columns = _reflect(places + moves[1, part], size)  # (N, W)
@@ -204,9 +205,9 @@ def _cached(path: Path, files: Any, build: Callable[..., Data]) -> Data:
             status = os.stat(file)
         except OSError as error:  # a link that leads nowhere
             raise CourseError(f"cannot read {file} ({error.strerror}); replace or remove it") from error
-        key.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise CourseError(f"{file} is not a file; replace or remove it")
+        key.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
     try:
         return Data(*torch.load(cache, weights_only=True))
@@ -324,7 +325,9 @@ def _name(path: Path, classes: tuple[str, ...], parts: list[Tensor]) -> str:
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and plain values, nothing that could run code."""
 
-    modules = {"numpy", "_codecs"} | {f"numpy.{core}.{m}" for core in ("core", "_core") for m in ("multiarray", "numeric")}
+    modules = {"numpy", "_codecs"} | {
+        f"numpy.{core}.{m}" for core in ("core", "_core") for m in ("multiarray", "numeric")
+    }
     names = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer", "encode"}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -452,10 +455,10 @@ def _fetch(url: str, file: Any, *, patience: float, auto: bool) -> None:
             file.write(chunk)
             bar.update(len(chunk))
             received += len(chunk)
-            elapsed = time.monotonic() - started
             if received > ARCHIVE_BYTES:  # it might never end
                 raise OSError(f"altered: more than {ARCHIVE_BYTES} bytes")
             if auto and elapsed > STALL_SECONDS and total / received * elapsed > AUTO_ETA:
+            elapsed = time.monotonic() - started
                 raise OSError(f"too slow: {total / received * elapsed / 60:.0f} minutes; --data cifar10 waits for it")
     if digest.hexdigest() != ARCHIVE_SHA256:
         raise OSError(f"cut short or altered: {received} bytes, wrong SHA-256")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from normcourse import __version__
+from normcourse import __version__, parallel
 from normcourse.data import CourseError, Data, batches, split_validation, write_file
 from normcourse.model import build, count_parameters
 
@@ -50,6 +50,8 @@ class Settings:
     validate: bool = False  # hold a tenth of the training images out and evaluate on it, never on the test set
 
 
+    processes: int = 1  # that share each batch; filled in by fit
+    sync_bn: bool = False  # Batch Norm's statistics over all of them
 # bn, ln, gn: chosen on the validation split by experiments/lr_search.py; a test compares them with its record.
 # in and none: not searched yet; gn's, and a cautious guess.
 LEARNING_RATES = {"bn": 0.024, "ln": 0.012, "gn": 0.012, "in": 0.012, "none": 0.003}
@@ -70,8 +72,9 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
     settings = Settings(**{"net": net, "norm": norm} | recipe | {k: v for k, v in changed.items() if v is not None})
     for name, allowed, least, beyond in (
         ("epochs", f"1 to {MAX_EPOCHS} (more with --more-epochs)", 1, math.inf if more_epochs else MAX_EPOCHS + 1),
-        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0", 5e-324, math.inf), ("momentum", "0 up to 1, without 1", 0, 1),
-        ("weight_decay", "0 or more", 0, math.inf), ("l1", "0 or more", 0, math.inf),
+        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0, below 1e9", 5e-324, 1e9),
+        ("momentum", "0 up to 1, without 1", 0, 1),
+        ("weight_decay", "0 or more, below 1e9", 0, 1e9), ("l1", "0 or more, below 1e9", 0, 1e9),
         ("dropout", "0 up to 1, without 1", 0, 1), ("seed", "0 to 2**63 - 1", 0, 2**63),
         ("shift", "0 to 16", 0, 17),
     ):  # fmt: skip
@@ -106,7 +109,9 @@ def pick_device(name: str = "auto") -> torch.device:
 def run_name(settings: Settings, data: Data) -> str:
     """The name of a run's files: readable, and different whenever a setting or the data differ."""
     named = data.name if data.name == "CIFAR-10" else [data.name, data.classes]
-    text = json.dumps([asdict(settings), named, data.copy], sort_keys=True)
+    alone = {"processes": 1, "sync_bn": False}  # left out, so that the names of earlier runs stay
+    chosen = {k: v for k, v in asdict(settings).items() if k not in alone or v != alone[k]}
+    text = json.dumps([chosen, named, data.copy], sort_keys=True)
     size = f"-m{settings.multiplier}" if settings.multiplier else ""
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
@@ -119,10 +124,11 @@ def fit(
 
     With a folder, the record (.json) and the weights (.pt) are kept there, and a checkpoint (.ckpt) after each epoch:
     a run that was stopped goes on from it and ends with the numbers it would have had; a finished one is only read.
-    Raises CourseError for settings or a device that cannot be used.
+    The processes of a torch.distributed group, if there is one, share the work. Raises CourseError for settings or a
+    device that cannot be used.
     """
     path = Path(folder) / run_name(settings, data) if folder is not None else None
-    if path and (record := read_record(path.with_suffix(".json"), missing_ok=True)):
+    if path and (record := parallel.from_first(lambda: read_record(path.with_suffix(".json"), missing_ok=True))):
         return record
     place = pick_device(device)
     run = _start(settings, data, place)
@@ -133,18 +139,30 @@ def fit(
     train, test = ((i.to(place), t.to(place)) for i, t in (data[5:7], data[7:9]))
     while len(run["history"]) < settings.epochs:
         started = time.perf_counter()
-        figures = _train_epoch(run, settings, data, *train, progress)
+        figures = _train_epoch(run, settings, data, *train, progress and rank == 0)
+    rank, processes = parallel.place()
+    settings = replace(settings, processes=processes)
         seconds = time.perf_counter() - started
         name = "val" if settings.validate else "test"
         loss, predicted = evaluate(run["model"], *test, data)
         if not math.isfinite(loss + figures["train_loss"]):
+    parallel.check_sync_bn(settings.sync_bn, place)
             wrong = "lr, weight_decay or l1 is too large; try a tenth"
             raise CourseError(f"the loss is no longer finite in epoch {len(run['history']) + 1}: {wrong}")
         figures |= {f"{name}_loss": loss, f"{name}_accuracy": _percent(predicted, test[1]), "seconds": seconds}
         run["history"].append(figures)
         if path:
-            write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file))
-    record = make_record(run, settings, data, place)
+            parallel.from_first(partial(_write_checkpoint, run, path))
+    return parallel.from_first(lambda: _finish(run, settings, data, place, path))
+
+
+def _write_checkpoint(run: dict[str, Any], path: Path) -> None:
+    write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file))
+
+
+def _finish(run: dict[str, Any], settings: Settings, data: Data, device: torch.device, path: Path | None) -> Record:
+    """Make the record; write it and the weights, then let the checkpoint go."""
+    record = make_record(run, settings, data, device)
     if path:
         state = {k: v.detach().cpu().contiguous() for k, v in run["model"].state_dict().items()}
         write_file(path.with_suffix(".pt"), lambda file: torch.save(state, file))
@@ -163,22 +181,27 @@ def _train_epoch(
     model, optimizer, epoch, device = run["model"].train(), run["optimizer"], len(run["history"]), images.device
     steps = math.ceil(len(images) / settings.batch_size)
     total_loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
-    stream = batches(images, labels, data, settings.batch_size, run["generator"], settings.shift, settings.flip)
+    place = parallel.place()
+    if settings.processes > 1:  # dropout differs between processes, and after a restart is what it would have been
+        torch.manual_seed(settings.seed + epoch * settings.processes + place[0])
+    stream = batches(images, labels, data, settings.batch_size, run["generator"], settings.shift, settings.flip, *place)
     title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
     bar = tqdm(total=len(images), desc=title, unit="image", leave=False, disable=None if progress else True)
     with bar, torch.backends.cudnn.flags(**EXACT):
         for step, (x, y) in enumerate(stream):
             set_lr(optimizer, lr := learning_rate(settings, epoch + step / steps))
             with torch.autocast(device.type, torch.bfloat16, enabled=run["bf16"]):
-                logits = model(x.contiguous(memory_format=run["memory_format"]))
-            loss = F.cross_entropy(logits.float(), y)
+                logits = run["forward"](x.contiguous(memory_format=run["memory_format"]))
+            seen = min(settings.batch_size, len(images) - step * settings.batch_size)  # by all processes
+            # Averaged over the processes, these are the gradients of the whole batch's mean loss, however it is split.
+            loss = F.cross_entropy(logits.float(), y, reduction="sum") * settings.processes / seen
             weights = torch.cat([p.flatten() for p in model.parameters()]) if settings.l1 else torch.zeros(1)
             optimizer.zero_grad()
             (loss + settings.l1 * weights.abs().sum()).backward()
             optimizer.step()
-            total_loss += loss.detach() * len(y)
+            total_loss += loss.detach() * seen / settings.processes
             correct += (logits.detach().argmax(1) == y).sum()
-            bar.update(len(y))
+            bar.update(seen)
             if step % 25 == 24 and not bar.disable:  # reading a figure waits for a GPU: seldom
                 bar.set_postfix(
                     loss=f"{total_loss.item() / bar.n:.3f}",
@@ -198,14 +221,15 @@ def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250)
     was_training, labels = model.training, torch.zeros(len(images))
     model.eval()
     with torch.backends.cudnn.flags(**EXACT):
+    parallel.total(total_loss, correct)
         logits = [model(x) for x, _ in batches(images, labels, data, batch_size)]
     model.train(was_training)
     return torch.cat(logits)
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, data: Data) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the predicted classes (N,), in eval mode."""
-    logits = predict(model, images, data)
+    """Mean cross-entropy, and the predicted classes (N,), in eval mode. Of several processes, all must call it."""
+    logits = parallel.each_its_share(lambda part: predict(model, part, data), model, images)
     return F.cross_entropy(logits, labels).item(), logits.argmax(1)
 
 
@@ -245,13 +269,16 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
         "bn",
     )  # bf16 does not pay for 5,882 p
     return {
-        "model": model, "optimizer": make_optimizer(model, settings), "history": [], "memory_format": memory_format,
+        "model": model, "forward": parallel.wrap(model), "optimizer": make_optimizer(model, settings), "history": [],
+        "memory_format": memory_format,
         "generator": torch.Generator().manual_seed(settings.seed), "bf16": has_fast_bf16(device) and not small,
     }  # fmt: skip
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """AdamW or SGD. NormNet's norms and biases are not decayed (they do not make it more complex); the references' are."""
+    if settings.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     parameters: Any = model.parameters()
     if settings.net == "normnet":
         parameters = [
@@ -287,10 +314,10 @@ def _state(run: dict[str, Any]) -> dict[str, Any]:
 def _resume(run: dict[str, Any], path: Path) -> None:
     """Go on from the checkpoint if there is one; raises CourseError if it cannot be read."""
     file = path.with_suffix(".ckpt")
-    if not file.exists():
+    if not parallel.from_first(file.exists):
         return
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = parallel.from_first(lambda: torch.load(file, map_location="cpu", weights_only=True))
         run["model"].load_state_dict(state["model"])
         run["optimizer"].load_state_dict(state["optimizer"])
         run["history"] = state["history"]
@@ -299,7 +326,8 @@ def _resume(run: dict[str, Any], path: Path) -> None:
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
     except Exception as error:
-        raise CourseError(f"cannot go on from {file} ({error}); delete it to start this run again") from error
+        reason = " ".join(str(error).partition(". ")[0].split())  # not torch's advice to load it with code and all
+        raise CourseError(f"cannot go on from {file} ({reason}); delete it to start this run again") from error
 
 
 # --- records -----------------------------------------------------------------------------------------------------
@@ -347,11 +375,11 @@ def command(settings: dict[str, Any]) -> str:
     words = [f"--net {settings['net']} --norm {settings['norm']}"]
     for name, value in settings.items():
         option = name.replace("_", "-")
-        if name not in ("net", "norm") and (name in changed or value != usual[name]):
+        if name not in ("net", "norm", "processes") and (name in changed or value != usual[name]):
             words.append(
                 f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
             )
-    return f"python -m normcourse train {' '.join(words)}{' --more-epochs' if settings['epochs'] > MAX_EPOCHS else ''}"
+    return f"{start} -m normcourse train {' '.join(words)}{' --more-epochs' if settings['epochs'] > MAX_EPOCHS else ''}"
 
 
 def _device_name(device: torch.device) -> str:
@@ -359,6 +387,7 @@ def _device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
+    start = "python" if settings["processes"] == 1 else f"torchrun --nproc-per-node {settings['processes']}"
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -8,6 +8,7 @@ import socket
 import sys
 import tarfile
 import threading
+from urllib.parse import unquote
 
 import pytest
 from test_data import write_batches
@@ -31,7 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Behaves as the path says; ``server.archive`` is the right file, ``server.stop`` ends all waiting."""
 
     def do_GET(self):  # noqa: N802
-        kind, right = self.path.strip("/"), self.server.archive
+        kind, right = unquote(self.path).strip("/"), self.server.archive
         if kind == "missing":
             return self.send_error(404)
         if kind == "broken":
