@@ -457,8 +457,8 @@ def _fetch(url: str, file: Any, *, patience: float, auto: bool) -> None:
             received += len(chunk)
             if received > ARCHIVE_BYTES:  # it might never end
                 raise OSError(f"altered: more than {ARCHIVE_BYTES} bytes")
-            if auto and elapsed > STALL_SECONDS and total / received * elapsed > AUTO_ETA:
             elapsed = time.monotonic() - started
+            if auto and elapsed > STALL_SECONDS and total / received * elapsed > AUTO_ETA:
                 raise OSError(f"too slow: {total / received * elapsed / 60:.0f} minutes; --data cifar10 waits for it")
     if digest.hexdigest() != ARCHIVE_SHA256:
         raise OSError(f"cut short or altered: {received} bytes, wrong SHA-256")

@@ -5,7 +5,8 @@ import json
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from normcourse.model import build, count_parameters
 MAX_EPOCHS = 20  # the assignment's limit
 EXACT = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}  # of cuDNN, on a GPU
 Record = dict[str, Any]
-RECORD_KEYS = {
-    "command", "settings", "parameters", "data", "copy", "classes", "images", "history", "confusion", "mistakes",
-    "seconds", "device", "threads", "precision", "versions", "system",
+RECORD_KEYS: dict[str, Any] = {
+    "command": str, "settings": dict, "parameters": int, "data": str, "copy": str, "classes": list, "images": list,
+    "history": list, "confusion": list, "mistakes": list, "seconds": (int, float), "device": str, "threads": int,
+    "precision": str, "versions": dict, "system": str,
 }  # fmt: skip
 
 
@@ -48,10 +50,10 @@ class Settings:
     flip: bool = True  # augmentation: mirrored left-right half of the time
     seed: int = 0
     validate: bool = False  # hold a tenth of the training images out and evaluate on it, never on the test set
-
-
     processes: int = 1  # that share each batch; filled in by fit
     sync_bn: bool = False  # Batch Norm's statistics over all of them
+
+
 # bn, ln, gn: chosen on the validation split by experiments/lr_search.py; a test compares them with its record.
 # in and none: not searched yet; gn's, and a cautious guess.
 LEARNING_RATES = {"bn": 0.024, "ln": 0.012, "gn": 0.012, "in": 0.012, "none": 0.003}
@@ -66,10 +68,13 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
 
     Raises CourseError for a value that is not allowed. More than 20 epochs, the assignment's limit, need more_epochs.
     """
-    recipe: dict[str, Any] = {"lr": LEARNING_RATES.get(norm, 0.01)}
+    if unknown := set(changed) - (known := set(asdict(Settings()))):
+        raise CourseError(f"unknown settings {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(known))}")
+    recipe: dict[str, Any] = {"lr": LEARNING_RATES.get(str(norm), 0.01)}
     if net == "reference":
-        recipe = _REFERENCE | _REFERENCE_RATES.get(norm, dict(lr=0.01, weight_decay=1e-5))
+        recipe = _REFERENCE | _REFERENCE_RATES.get(str(norm), dict(lr=0.01, weight_decay=1e-5))
     settings = Settings(**{"net": net, "norm": norm} | recipe | {k: v for k, v in changed.items() if v is not None})
+    _check_types(settings)
     for name, allowed, least, beyond in (
         ("epochs", f"1 to {MAX_EPOCHS} (more with --more-epochs)", 1, math.inf if more_epochs else MAX_EPOCHS + 1),
         ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0, below 1e9", 5e-324, 1e9),
@@ -92,7 +97,15 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
             raise CourseError(f"{name} is {getattr(settings, name)!r}; allowed: {', '.join(options)}")
     if net == "reference":  # one name for one network
         settings = replace(settings, num_groups=8, multiplier=None if norm == "bn" else settings.multiplier or 2)
-    return settings
+    return settings if norm == "bn" else replace(settings, sync_bn=False)
+
+
+def _check_types(settings: Settings) -> None:
+    for field in fields(settings):
+        kind: Any = field.type
+        value = getattr(settings, field.name)
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise CourseError(f"{field.name} is {value!r}; allowed: {getattr(kind, '__name__', kind)}")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -127,10 +140,13 @@ def fit(
     The processes of a torch.distributed group, if there is one, share the work. Raises CourseError for settings or a
     device that cannot be used.
     """
+    rank, processes = parallel.place()
+    settings = replace(settings, processes=processes)
     path = Path(folder) / run_name(settings, data) if folder is not None else None
     if path and (record := parallel.from_first(lambda: read_record(path.with_suffix(".json"), missing_ok=True))):
         return record
     place = pick_device(device)
+    parallel.check_sync_bn(settings.sync_bn, place)
     run = _start(settings, data, place)
     if settings.validate:
         data = split_validation(data)
@@ -140,13 +156,10 @@ def fit(
     while len(run["history"]) < settings.epochs:
         started = time.perf_counter()
         figures = _train_epoch(run, settings, data, *train, progress and rank == 0)
-    rank, processes = parallel.place()
-    settings = replace(settings, processes=processes)
         seconds = time.perf_counter() - started
         name = "val" if settings.validate else "test"
         loss, predicted = evaluate(run["model"], *test, data)
         if not math.isfinite(loss + figures["train_loss"]):
-    parallel.check_sync_bn(settings.sync_bn, place)
             wrong = "lr, weight_decay or l1 is too large; try a tenth"
             raise CourseError(f"the loss is no longer finite in epoch {len(run['history']) + 1}: {wrong}")
         figures |= {f"{name}_loss": loss, f"{name}_accuracy": _percent(predicted, test[1]), "seconds": seconds}
@@ -208,6 +221,7 @@ def _train_epoch(
                     accuracy=f"{100 * correct.item() / bar.n:.1f}%",
                     lr=f"{lr:.2g}",
                 )
+    parallel.total(total_loss, correct)
     return {
         "train_loss": total_loss.item() / len(images),
         "train_accuracy": 100 * correct.item() / len(images),
@@ -221,7 +235,6 @@ def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250)
     was_training, labels = model.training, torch.zeros(len(images))
     model.eval()
     with torch.backends.cudnn.flags(**EXACT):
-    parallel.total(total_loss, correct)
         logits = [model(x) for x, _ in batches(images, labels, data, batch_size)]
     model.train(was_training)
     return torch.cat(logits)
@@ -263,6 +276,8 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
     # Group Norm is slow in channels_last (PyTorch 2.15, CPU); the other norms are faster in it.
     slow = device.type == "cpu" and settings.norm in ("gn", "in")
     memory_format = torch.contiguous_format if slow else torch.channels_last
+    if settings.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=memory_format)
     small = device.type == "cpu" and (settings.net, settings.norm) == (
         "reference",
@@ -277,8 +292,6 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """AdamW or SGD. NormNet's norms and biases are not decayed (they do not make it more complex); the references' are."""
-    if settings.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     parameters: Any = model.parameters()
     if settings.net == "normnet":
         parameters = [
@@ -325,6 +338,8 @@ def _resume(run: dict[str, Any], path: Path) -> None:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
+    except FileNotFoundError:
+        return  # another process has just finished the same run
     except Exception as error:
         reason = " ".join(str(error).partition(". ")[0].split())  # not torch's advice to load it with code and all
         raise CourseError(f"cannot go on from {file} ({reason}); delete it to start this run again") from error
@@ -372,6 +387,7 @@ def changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def command(settings: dict[str, Any]) -> str:
     """The command that makes a run again, also after a recipe has changed: what differs from it or from Settings()."""
     usual, changed = asdict(Settings()), changed_settings(settings)
+    start = "python" if settings["processes"] == 1 else f"torchrun --nproc-per-node {settings['processes']}"
     words = [f"--net {settings['net']} --norm {settings['norm']}"]
     for name, value in settings.items():
         option = name.replace("_", "-")
@@ -387,7 +403,6 @@ def _device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    start = "python" if settings["processes"] == 1 else f"torchrun --nproc-per-node {settings['processes']}"
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -401,15 +416,23 @@ def write_record(path: Path, record: Record) -> None:
 
 def _check_record(record: Record) -> None:
     """Raise an error if a record lacks anything that the report needs."""
-    settings, classes = record["settings"], record["classes"]
+    settings, classes, (train, test) = record["settings"], record["classes"], record["images"]
+    _check_types(Settings(**settings))
     default_settings(more_epochs=True, **settings)
-    missing = RECORD_KEYS - set(record) | set(asdict(Settings())) - set(settings)
-    if missing or [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
-        raise KeyError(", ".join(sorted(missing)) or "confusion")
+    wrong = [key for key, kind in RECORD_KEYS.items() if not isinstance(record[key], kind)]
+    wrong += set(asdict(Settings())) - set(settings)
+    if wrong or [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
+        raise KeyError(", ".join(sorted(wrong)) or "confusion")
     name = "val" if settings["validate"] else "test"
     for epoch in record["history"]:
-        sum(epoch[key] for key in ("train_loss", "train_accuracy", f"{name}_loss", f"{name}_accuracy", "seconds"))
-    record["history"][-1], sum(map(sum, record["confusion"])), f"{record['seconds']:f} {record['parameters']:d}"
+        percents = [epoch["train_accuracy"], epoch[f"{name}_accuracy"]]
+        others = [epoch["train_loss"], epoch[f"{name}_loss"], epoch["seconds"]]
+        if max(percents) > 100 or not 0 <= min(percents + others) <= max(others) < 1e300:
+            raise ValueError("figures that cannot be")
+    for index, predicted, confidence in record["mistakes"]:
+        range(test)[index], classes[predicted], f"{confidence:f}"
+    record["history"][-1], record["copy"].split()[-1], "".join(classes)  # there, and of the right kind
+    f"{train:d}{settings['lr']:g}{record['seconds']:f}{sum(map(sum, record['confusion'])):f}"  # none beyond a float
 
 
 def read_record(path: Path, missing_ok: bool = False) -> Record | None:
@@ -417,9 +440,11 @@ def read_record(path: Path, missing_ok: bool = False) -> Record | None:
     if missing_ok and not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(), parse_constant=int)  # int("NaN") is an error, as it should be
+        record["settings"] = {"processes": 1, "sync_bn": False} | record["settings"]  # which old records do not have
         _check_record(record)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+    except Exception as error:  # what is no record fails in many ways
         raise CourseError(
             f"{path} is not a whole record ({type(error).__name__}: {error}); delete it and train again"
         ) from error
