@@ -2,14 +2,16 @@
 
 import argparse
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from normcourse.data import CourseError, load_data, write_file
+from normcourse import parallel
+from normcourse.data import CourseError, load_data
 from normcourse.norm import NORMS
 from normcourse.report import data_folder, find_records, publish, report, write_report
-from normcourse.train import default_settings, fit, pick_device
+from normcourse.train import Settings, default_settings, fit, pick_device, run_name
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +37,8 @@ def make_parser() -> Parser:
         " one is only read. What is not given comes from the recipe of the network and norm: in brackets, for normnet;"
         " and for the reference designs, where it differs.",
         epilog="Examples: train --norm bn --epochs 2; train --data path/to/images; train --net reference --norm ln gn"
-        " --multiplier 1; train --seed 0 1 2, for the mean and standard deviation.",
+        " --multiplier 1; train --seed 0 1 2, for the mean and standard deviation."
+        " Two processes that share each batch: torchrun --nproc-per-node 2 -m normcourse train.",
     )
     usual = default_settings()
     nets = "the course's network, or the published designs with their published recipe"
@@ -51,6 +54,8 @@ def make_parser() -> Parser:
     held_out = "hold a tenth of the training images out and evaluate on it; the test set is not touched"
     train.add_argument("--validate", action="store_true", help=held_out)
     train.add_argument("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
+    whole = "under torchrun, Batch Norm takes its statistics from the whole batch (GPUs only)"
+    train.add_argument("--sync-bn", action="store_true", help=whole)
     for name, kind, text in (
         ("epochs", int, f"1 to 20 ({usual.epochs})"),
         ("lr", float, "peak learning rate (tuned for each norm)"),
@@ -80,6 +85,14 @@ def make_parser() -> Parser:
     return parser
 
 
+def _check_folder(runs: str) -> None:
+    try:
+        Path(runs).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=runs).close()  # found out now, not after an epoch
+    except (OSError, ValueError) as error:
+        raise CourseError(f"--runs {runs} cannot be used ({error}); give a folder that can be written") from error
+
+
 def train(options: dict[str, Any]) -> None:
     """Check every setting before anything is loaded, train one run for each norm, and report."""
     norms, runs, device = options.pop("norm"), options.pop("runs"), options.pop("device")
@@ -88,25 +101,26 @@ def train(options: dict[str, Any]) -> None:
     settings = [
         default_settings(norm=norm, seed=s, **options) for s in dict.fromkeys(seeds) for norm in dict.fromkeys(norms)
     ]
-    pick_device(device)
-    data = load_data(source)
-    try:
-        write_file(Path(runs) / "probe", lambda file: file.write(b"?"))  # found out now, not after an epoch
-        (Path(runs) / "probe").unlink()
-    except (OSError, ValueError) as error:
-        raise CourseError(f"--runs {runs} cannot be used ({error}); give a folder that can be written") from error
+    parallel.check_sync_bn(options["sync_bn"], pick_device(device))
+    parallel.start(pick_device(device))
+    data = parallel.from_first(lambda: load_data(source))
+    parallel.from_first(lambda: _check_folder(runs))
     if data.copy.startswith("scikit-learn") and "flip" not in options:  # a mirrored digit is no digit
         settings = [replace(each, flip=False) for each in settings]
     folder = data_folder(runs, data.name)
-    find_records(folder)  # a broken one stops us now, not after the training
-    print(f"{data.name} ({data.copy}): {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
+    parallel.from_first(lambda: find_records(folder))  # a broken one stops us now, not after the training
+    tell = print if parallel.place()[0] == 0 else lambda _: None
+    tell(f"{data.name} ({data.copy}): {len(data.train_labels):,} training and {len(data.test_labels):,} test images")
     for each in settings:
         record = fit(each, data, folder, device)
+        run = folder / run_name(Settings(**record["settings"]), data)
+        if not run.with_suffix(".pt").exists():
+            tell(f"note: {run}.pt, the weights, is missing; delete {run.name}.json to train this run again")
         last = record["history"][-1]
         name = "val" if each.validate else "test"
         accuracies = f"train {last['train_accuracy']:.2f} %, {name} {last[f'{name}_accuracy']:.2f} %"
-        print(f"{each.net} {each.norm}: {accuracies}, {record['parameters']:,} parameters, {record['seconds']:,.0f} s")
-    print(f"\n## {data.name}\n\n{write_report(folder, data)}\nTable and pictures: {folder}")
+        tell(f"{each.net} {each.norm}: {accuracies}, {record['parameters']:,} parameters, {record['seconds']:,.0f} s")
+    tell(f"\n## {data.name}\n\n{parallel.from_first(lambda: write_report(folder, data))}\nTable and pictures: {folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,9 +135,16 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print((publish if options["publish"] else report)(options["runs"], options["data"]))
     except (CourseError, OSError) as error:
+        parallel.leave_it_to_the_first()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\n{error or 'interrupted'}; the same command goes on after the last finished epoch", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not parallel.is_lost(error):
+            raise
+        reason = f"another process of this run ended ({str(error).splitlines()[0]})"
+        print(f"error: {reason}; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 1
     return 0

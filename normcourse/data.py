@@ -3,16 +3,19 @@
 Sources: ``cifar10``, ``digits``, ``auto`` (CIFAR-10 if it can be had, else digits) or a path.
 """
 
+import glob
 import hashlib
 import os
 import pickle
 import shutil
+import stat
 import sys
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +31,13 @@ MIRRORS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+ARCHIVE_BYTES = 170_498_071
 ARCHIVE, BATCHES = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DECODER = 1  # to be raised when decoding changes: what was decoded before is then decoded again
 SOURCES = "cifar10, digits, auto, or the path of a folder"
 CONNECT_SECONDS, STALL_SECONDS = 5, 20
+LEFTOVER_SECONDS = 3600  # a temporary file that nobody has written to for so long belongs to a killed process
 AUTO_SECONDS, AUTO_ETA = 25, 600  # auto waits this long for a first byte, and for no download longer than AUTO_ETA
 
 
@@ -102,13 +107,14 @@ def split_validation(data: Data) -> Data:
 
 def batches(
     images: Tensor, labels: Tensor, data: Data, batch_size: int, generator: torch.Generator | None = None,
-    shift: int = 0, flip: bool = False,
+    shift: int = 0, flip: bool = False, rank: int = 0, processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield normalised float batches (N, 3, 32, 32), channels_last in memory, and labels (N,), on the images' device.
 
     With a generator the order is random, and each image is moved by up to ``shift`` pixels (mirrored at the edge) and
     flipped with probability 1/2. The random numbers of an epoch are drawn on the CPU at once: the same on any device,
-    and nothing waits for a GPU. The last batch may be short: no image is left out.
+    and nothing waits for a GPU. The last batch may be short: no image is left out. Of several processes, each gets its
+    share of every batch, which may be empty.
     """
     count, size, device = len(images), images.shape[-1], images.device
     pixels = images.permute(0, 2, 3, 1)  # (N, H, W, C)
@@ -121,7 +127,7 @@ def batches(
         mirrored = (torch.rand(count, 1, generator=generator) < 0.5).to(device) & flip
         places = torch.arange(size, device=device).expand(1, size)
     for start in range(0, count, batch_size):
-        part = slice(start, start + batch_size)
+        part = slice(start + rank, min(start + batch_size, count), processes)
         if generator is not None:
             rows = _reflect(places + moves[0, part], size)  # (N, H)
             columns = _reflect(places + moves[1, part], size)  # (N, W)
@@ -157,7 +163,9 @@ def _make(name: str, layout: str, classes: tuple[str, ...], parts: list[Tensor])
     mean = (weight * values).sum(1)
     std = ((weight * values**2).sum(1) - mean**2).clamp(min=0).sqrt()
     std = torch.where(std > 1e-4, std, 1.0)  # a channel that never varies stays as it is
-    return Data(name, f"{layout} {digest.hexdigest()[:12]}", classes, tuple(mean.tolist()), tuple(std.tolist()), *parts)
+    copy = f"{layout} {digest.hexdigest()[:12]}"
+    name, *names = [text.encode(errors="replace").decode() for text in (name, *classes)]  # file names may be any bytes
+    return Data(name, copy, tuple(names), tuple(mean.tolist()), tuple(std.tolist()), *parts)
 
 
 def _digits() -> Data:
@@ -183,7 +191,7 @@ def _load_path(path: Path) -> Data:
     if (path / BATCHES).is_dir():
         path = path / BATCHES
     if (path / "data_batch_1").exists() or path.name == BATCHES:
-        return _cached(path, sorted(p for p in path.iterdir() if p.is_file()), _read_batches)
+        return _cached(path, sorted(p for p in path.iterdir() if not p.is_dir()), _read_batches)
     if (path / ARCHIVE).is_file():
         return _load_path(path / ARCHIVE)
     return _cached(path, *_list_images(path))
@@ -197,6 +205,8 @@ def _cached(path: Path, files: Any, build: Callable[..., Data]) -> Data:
             status = os.stat(file)
         except OSError as error:  # a link that leads nowhere
             raise CourseError(f"cannot read {file} ({error.strerror}); replace or remove it") from error
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise CourseError(f"{file} is not a file; replace or remove it")
         key.update(f"{file}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
     try:
@@ -212,10 +222,10 @@ def _cached(path: Path, files: Any, build: Callable[..., Data]) -> Data:
 
 def write_file(path: Path, write: Callable[[Any], object]) -> None:
     """Write a file whole or not at all: into a temporary one beside it, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")  # two containers may have the same pid
     try:
-        with open(temporary, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
             write(file)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
@@ -223,7 +233,11 @@ def write_file(path: Path, write: Callable[[Any], object]) -> None:
             raise OSError(f"cannot write {path}: {reason}; make room there or name another folder") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a read-only disk, which would hide the error
+            temporary.unlink(missing_ok=True)
+            for left in path.parent.glob(f"{glob.escape(path.stem)}.*.????????.tmp"):  # by a killed process
+                if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                    left.unlink()
 
 
 def _disk_error(error: Exception) -> str | None:
@@ -311,10 +325,13 @@ def _name(path: Path, classes: tuple[str, ...], parts: list[Tensor]) -> str:
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and plain values, nothing that could run code."""
 
-    allowed = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer", "encode"}
+    modules = {"numpy", "_codecs"} | {
+        f"numpy.{core}.{m}" for core in ("core", "_core") for m in ("multiarray", "numeric")
+    }
+    names = {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer", "encode"}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0] in ("numpy", "_codecs")) and name in self.allowed:
+        if module in self.modules and name in self.names:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file does")
 
@@ -371,7 +388,7 @@ def _extract(archive: Path) -> Path:
     folder = cache_folder()
     if (folder / BATCHES).exists():
         return folder / BATCHES
-    temporary = folder / f"{BATCHES}.{os.getpid()}.tmp"
+    temporary = folder / f"{BATCHES}.{os.urandom(4).hex()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as tar:
@@ -379,7 +396,8 @@ def _extract(archive: Path) -> Path:
             tar.extractall(temporary, **safely)  # refuses members that would land outside the folder
         os.replace(temporary / BATCHES, folder / BATCHES)
     except (OSError, tarfile.TarError) as error:
-        raise CourseError(f"cannot unpack {archive} into {folder} ({error}); 200 MB must be free there") from error
+        if not (folder / BATCHES).exists():  # else another process has just done it
+            raise CourseError(f"cannot unpack {archive} into {folder} ({error}); 200 MB must be free there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder / BATCHES
@@ -407,7 +425,7 @@ def _download(auto: bool) -> Path:
                 raise OSError(f"not tried, {AUTO_SECONDS} s had passed")
             write_file(cache_folder() / ARCHIVE, partial(_fetch, url, patience=patience, auto=auto))
             return cache_folder() / ARCHIVE
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: headers that make no sense
             tried.append(f"{url} ({_reason(error)})")
             patience -= time.monotonic() - started
     raise CourseError(
@@ -437,6 +455,8 @@ def _fetch(url: str, file: Any, *, patience: float, auto: bool) -> None:
             file.write(chunk)
             bar.update(len(chunk))
             received += len(chunk)
+            if received > ARCHIVE_BYTES:  # it might never end
+                raise OSError(f"altered: more than {ARCHIVE_BYTES} bytes")
             elapsed = time.monotonic() - started
             if auto and elapsed > STALL_SECONDS and total / received * elapsed > AUTO_ETA:
                 raise OSError(f"too slow: {total / received * elapsed / 60:.0f} minutes; --data cifar10 waits for it")
@@ -474,7 +494,7 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
     return result[0]
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     """The last, most telling part of a chained network error, on one line."""
     text = " ".join(str(error).split())
     for known, plain in (

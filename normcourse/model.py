@@ -14,6 +14,14 @@ from normcourse.norm import divisors, norm_layer
 MAX_PARAMETERS = 50_000  # the assignment asks for fewer
 
 
+def _check(num_classes: int, dropout: float) -> None:
+    """Raise CourseError for what torch.nn would take, or refuse without saying what is allowed."""
+    if not isinstance(num_classes, int) or not 0 < num_classes <= 10_000:
+        raise CourseError(f"num_classes is {num_classes!r}; allowed: 1 to 10,000")
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise CourseError(f"dropout is {dropout!r}; allowed: 0 up to 1, without 1")
+
+
 class ConvBlock(nn.Module):
     """Convolution -> norm, plus the input itself where ``skip`` (He et al. 2016) -> ReLU -> dropout.
 
@@ -57,8 +65,9 @@ class NormNet(nn.Module):
 
     def __init__(self, norm: str = "bn", num_classes: int = 10, num_groups: int = 8, dropout: float = 0.0):
         super().__init__()
+        _check(num_classes, dropout)
         common = math.gcd(*self.WIDTHS.values())  # of 0 and n it is n
-        if norm == "gn" and (num_groups < 1 or common % num_groups):
+        if norm == "gn" and (not isinstance(num_groups, int) or num_groups < 1 or common % num_groups):
             raise CourseError(
                 f"num_groups={num_groups} does not divide every width of NormNet; allowed: {divisors(common)}"
             )
@@ -91,6 +100,7 @@ def reference_net(
     breaks the assignment's limit (and the published "GN", GroupNorm(C, C), is Instance Norm). With multiplier 1 they
     have 18,842 and keep it; ``gn`` is then GroupNorm(4, C). Raises CourseError for anything else.
     """
+    _check(num_classes, dropout)
     m = multiplier if multiplier is not None else 1 if norm == "bn" else 2
     if (norm, m) not in (("bn", 1), ("ln", 1), ("ln", 2), ("gn", 1), ("gn", 2)):
         designs = "bn 1, ln 1 or 2, gn 1 or 2"

@@ -20,10 +20,10 @@ def norm_layer(norm: str, channels: int, num_groups: int = 8) -> nn.Module:
         return nn.BatchNorm2d(channels)
     if norm == "none":
         return nn.Identity()
-    groups = {"ln": 1, "gn": num_groups, "in": channels}.get(norm)
+    groups = {"ln": 1, "gn": num_groups, "in": channels}.get(str(norm))
     if groups is None:
         raise CourseError(f"unknown norm {norm!r}; allowed: {', '.join(NORMS)}")
-    if groups < 1 or channels % groups:
+    if not isinstance(groups, int) or groups < 1 or channels % groups:
         raise CourseError(
             f"num_groups={groups} does not divide {channels} channels; allowed here: {divisors(channels)}"
         )

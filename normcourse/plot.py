@@ -80,8 +80,8 @@ def misclassified(found: list[tuple[int, int, float]], data: Data, title: str = 
             axis.axis("off")
         for axis, (index, predicted, confidence) in zip(axes.flat, found, strict=False):
             axis.imshow(data.test_images[index].permute(1, 2, 0).numpy())  # (H, W, C)
-            true = data.classes[data.test_labels[index]]
-            axis.set_title(f"{true} → {data.classes[predicted]}\n({confidence:.0%})", fontsize=10)
+            true, other = _short([data.classes[data.test_labels[index]], data.classes[predicted]])
+            axis.set_title(f"{true} → {other}\n({confidence:.0%})", fontsize=10)
         few = "" if len(found) == axes.size else f" (only {len(found)} were wrong)"
         figure.suptitle(f"{title}: true → predicted (confidence){few}")
     return figure
@@ -104,7 +104,7 @@ def confusion(record: dict[str, Any], title: str = "") -> Any:
         side, few = min(20.0, max(5.0, 0.65 * len(percent) + 1.5)), len(percent) <= 30
         figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
         axis.grid(False)
-        display = ConfusionMatrixDisplay(percent, display_labels=record["classes"])
+        display = ConfusionMatrixDisplay(percent, display_labels=_short(record["classes"]))
         display.plot(
             include_values=few,
             ax=axis,
@@ -130,12 +130,16 @@ def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
                      hatch=("", "//", "..", "xx", "--")[i % 5])  # fmt: skip
         axis.set_xticks(
             range(len(records[0]["classes"])),
-            records[0]["classes"],
-            rotation=20 if len(str(records[0]["classes"])) > 60 else 0,
+            names := _short(records[0]["classes"]),
+            rotation=20 if len(str(names)) > 60 else 0,
         )
         axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title or f"{records[0]['data']}: accuracy by class")
         figure.legend(loc="outside lower center", ncols=min(len(records), 3))
     return figure
+
+
+def _short(names: list[str]) -> list[str]:
+    return [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import json
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from normcourse import __version__
+from normcourse import __version__, parallel
 from normcourse.data import CourseError, Data, batches, split_validation, write_file
 from normcourse.model import build, count_parameters
 
 MAX_EPOCHS = 20  # the assignment's limit
 EXACT = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}  # of cuDNN, on a GPU
 Record = dict[str, Any]
-RECORD_KEYS = {
-    "command", "settings", "parameters", "data", "copy", "classes", "images", "history", "confusion", "flip_accuracy", "mistakes",
-    "seconds", "device", "threads", "precision", "versions", "system",
+RECORD_KEYS: dict[str, Any] = {
+    "command": str, "settings": dict, "parameters": int, "data": str, "copy": str, "classes": list, "images": list,
+    "history": list, "confusion": list, "flip_accuracy": float, "mistakes": list, "seconds": (int, float),
+    "device": str, "threads": int, "precision": str, "versions": dict, "system": str,
 }  # fmt: skip
 
 
@@ -48,6 +50,8 @@ class Settings:
     flip: bool = True  # augmentation: mirrored left-right half of the time
     seed: int = 0
     validate: bool = False  # hold a tenth of the training images out and evaluate on it, never on the test set
+    processes: int = 1  # that share each batch; filled in by fit
+    sync_bn: bool = False  # Batch Norm's statistics over all of them
 
 
 # bn, ln, gn: chosen on the validation split by experiments/lr_search.py; a test compares them with its record.
@@ -64,14 +68,18 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
 
     Raises CourseError for a value that is not allowed. More than 20 epochs, the assignment's limit, need more_epochs.
     """
-    recipe: dict[str, Any] = {"lr": LEARNING_RATES.get(norm, 0.01)}
+    if unknown := set(changed) - (known := set(asdict(Settings()))):
+        raise CourseError(f"unknown settings {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(known))}")
+    recipe: dict[str, Any] = {"lr": LEARNING_RATES.get(str(norm), 0.01)}
     if net == "reference":
-        recipe = _REFERENCE | _REFERENCE_RATES.get(norm, dict(lr=0.01, weight_decay=1e-5))
+        recipe = _REFERENCE | _REFERENCE_RATES.get(str(norm), dict(lr=0.01, weight_decay=1e-5))
     settings = Settings(**{"net": net, "norm": norm} | recipe | {k: v for k, v in changed.items() if v is not None})
+    _check_types(settings)
     for name, allowed, least, beyond in (
         ("epochs", f"1 to {MAX_EPOCHS} (more with --more-epochs)", 1, math.inf if more_epochs else MAX_EPOCHS + 1),
-        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0", 5e-324, math.inf), ("momentum", "0 up to 1, without 1", 0, 1),
-        ("weight_decay", "0 or more", 0, math.inf), ("l1", "0 or more", 0, math.inf),
+        ("batch_size", "1 or more", 1, math.inf), ("lr", "above 0, below 1e9", 5e-324, 1e9),
+        ("momentum", "0 up to 1, without 1", 0, 1),
+        ("weight_decay", "0 or more, below 1e9", 0, 1e9), ("l1", "0 or more, below 1e9", 0, 1e9),
         ("dropout", "0 up to 1, without 1", 0, 1), ("seed", "0 to 2**63 - 1", 0, 2**63),
         ("shift", "0 to 16", 0, 17),
     ):  # fmt: skip
@@ -89,7 +97,15 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
             raise CourseError(f"{name} is {getattr(settings, name)!r}; allowed: {', '.join(options)}")
     if net == "reference":  # one name for one network
         settings = replace(settings, num_groups=8, multiplier=None if norm == "bn" else settings.multiplier or 2)
-    return settings
+    return settings if norm == "bn" else replace(settings, sync_bn=False)
+
+
+def _check_types(settings: Settings) -> None:
+    for field in fields(settings):
+        kind: Any = field.type
+        value = getattr(settings, field.name)
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise CourseError(f"{field.name} is {value!r}; allowed: {getattr(kind, '__name__', kind)}")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -106,7 +122,9 @@ def pick_device(name: str = "auto") -> torch.device:
 def run_name(settings: Settings, data: Data) -> str:
     """The name of a run's files: readable, and different whenever a setting or the data differ."""
     named = data.name if data.name == "CIFAR-10" else [data.name, data.classes]
-    text = json.dumps([asdict(settings), named, data.copy], sort_keys=True)
+    alone = {"processes": 1, "sync_bn": False}  # left out, so that the names of earlier runs stay
+    chosen = {k: v for k, v in asdict(settings).items() if k not in alone or v != alone[k]}
+    text = json.dumps([chosen, named, data.copy], sort_keys=True)
     size = f"-m{settings.multiplier}" if settings.multiplier else ""
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
@@ -119,12 +137,16 @@ def fit(
 
     With a folder, the record (.json) and the weights (.pt) are kept there, and a checkpoint (.ckpt) after each epoch:
     a run that was stopped goes on from it and ends with the numbers it would have had; a finished one is only read.
-    Raises CourseError for settings or a device that cannot be used.
+    The processes of a torch.distributed group, if there is one, share the work. Raises CourseError for settings or a
+    device that cannot be used.
     """
+    rank, processes = parallel.place()
+    settings = replace(settings, processes=processes)
     path = Path(folder) / run_name(settings, data) if folder is not None else None
-    if path and (record := read_record(path.with_suffix(".json"), missing_ok=True)):
+    if path and (record := parallel.from_first(lambda: read_record(path.with_suffix(".json"), missing_ok=True))):
         return record
     place = pick_device(device)
+    parallel.check_sync_bn(settings.sync_bn, place)
     run = _start(settings, data, place)
     if settings.validate:
         data = split_validation(data)
@@ -133,7 +155,7 @@ def fit(
     train, test = ((i.to(place), t.to(place)) for i, t in (data[5:7], data[7:9]))
     while len(run["history"]) < settings.epochs:
         started = time.perf_counter()
-        figures = _train_epoch(run, settings, data, *train, progress)
+        figures = _train_epoch(run, settings, data, *train, progress and rank == 0)
         seconds = time.perf_counter() - started
         name = "val" if settings.validate else "test"
         loss, predicted = evaluate(run["model"], *test, data)
@@ -143,8 +165,17 @@ def fit(
         figures |= {f"{name}_loss": loss, f"{name}_accuracy": _percent(predicted, test[1]), "seconds": seconds}
         run["history"].append(figures)
         if path:
-            write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file))
-    record = make_record(run, settings, data, place)
+            parallel.from_first(partial(_write_checkpoint, run, path))
+    return parallel.from_first(lambda: _finish(run, settings, data, place, path))
+
+
+def _write_checkpoint(run: dict[str, Any], path: Path) -> None:
+    write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file))
+
+
+def _finish(run: dict[str, Any], settings: Settings, data: Data, device: torch.device, path: Path | None) -> Record:
+    """Make the record; write it and the weights, then let the checkpoint go."""
+    record = make_record(run, settings, data, device)
     if path:
         state = {k: v.detach().cpu().contiguous() for k, v in run["model"].state_dict().items()}
         write_file(path.with_suffix(".pt"), lambda file: torch.save(state, file))
@@ -163,28 +194,34 @@ def _train_epoch(
     model, optimizer, epoch, device = run["model"].train(), run["optimizer"], len(run["history"]), images.device
     steps = math.ceil(len(images) / settings.batch_size)
     total_loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
-    stream = batches(images, labels, data, settings.batch_size, run["generator"], settings.shift, settings.flip)
+    place = parallel.place()
+    if settings.processes > 1:  # dropout differs between processes, and after a restart is what it would have been
+        torch.manual_seed(settings.seed + epoch * settings.processes + place[0])
+    stream = batches(images, labels, data, settings.batch_size, run["generator"], settings.shift, settings.flip, *place)
     title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
     bar = tqdm(total=len(images), desc=title, unit="image", leave=False, disable=None if progress else True)
     with bar, torch.backends.cudnn.flags(**EXACT):
         for step, (x, y) in enumerate(stream):
             set_lr(optimizer, lr := learning_rate(settings, epoch + step / steps))
             with torch.autocast(device.type, torch.bfloat16, enabled=run["bf16"]):
-                logits = model(x.contiguous(memory_format=run["memory_format"]))
-            loss = F.cross_entropy(logits.float(), y)
+                logits = run["forward"](x.contiguous(memory_format=run["memory_format"]))
+            seen = min(settings.batch_size, len(images) - step * settings.batch_size)  # by all processes
+            # Averaged over the processes, these are the gradients of the whole batch's mean loss, however it is split.
+            loss = F.cross_entropy(logits.float(), y, reduction="sum") * settings.processes / seen
             weights = torch.cat([p.flatten() for p in model.parameters()]) if settings.l1 else torch.zeros(1)
             optimizer.zero_grad()
             (loss + settings.l1 * weights.abs().sum()).backward()
             optimizer.step()
-            total_loss += loss.detach() * len(y)
+            total_loss += loss.detach() * seen / settings.processes
             correct += (logits.detach().argmax(1) == y).sum()
-            bar.update(len(y))
+            bar.update(seen)
             if step % 25 == 24 and not bar.disable:  # reading a figure waits for a GPU: seldom
                 bar.set_postfix(
                     loss=f"{total_loss.item() / bar.n:.3f}",
                     accuracy=f"{100 * correct.item() / bar.n:.1f}%",
                     lr=f"{lr:.2g}",
                 )
+    parallel.total(total_loss, correct)
     return {
         "train_loss": total_loss.item() / len(images),
         "train_accuracy": 100 * correct.item() / len(images),
@@ -204,8 +241,8 @@ def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250)
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, data: Data) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the predicted classes (N,), in eval mode."""
-    logits = predict(model, images, data)
+    """Mean cross-entropy, and the predicted classes (N,), in eval mode. Of several processes, all must call it."""
+    logits = parallel.each_its_share(lambda part: predict(model, part, data), model, images)
     return F.cross_entropy(logits, labels).item(), logits.argmax(1)
 
 
@@ -237,13 +274,16 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
     chosen = (settings.num_groups, settings.multiplier, settings.dropout)
     model = build(settings.net, settings.norm, len(data.classes), *chosen)
     memory_format = torch.channels_last  # convolutions and pooling are faster in it, on a CPU and a GPU
+    if settings.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=memory_format)
     small = device.type == "cpu" and (settings.net, settings.norm) == (
         "reference",
         "bn",
     )  # bf16 does not pay for 5,882 p
     return {
-        "model": model, "optimizer": make_optimizer(model, settings), "history": [], "memory_format": memory_format,
+        "model": model, "forward": parallel.wrap(model), "optimizer": make_optimizer(model, settings), "history": [],
+        "memory_format": memory_format,
         "generator": torch.Generator().manual_seed(settings.seed), "bf16": has_fast_bf16(device) and not small,
     }  # fmt: skip
 
@@ -322,10 +362,10 @@ def _state(run: dict[str, Any]) -> dict[str, Any]:
 def _resume(run: dict[str, Any], path: Path) -> None:
     """Go on from the checkpoint if there is one; raises CourseError if it cannot be read."""
     file = path.with_suffix(".ckpt")
-    if not file.exists():
+    if not parallel.from_first(file.exists):
         return
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = parallel.from_first(lambda: torch.load(file, map_location="cpu", weights_only=True))
         run["model"].load_state_dict(state["model"])
         run["optimizer"].load_state_dict(state["optimizer"])
         run["history"] = state["history"]
@@ -333,8 +373,11 @@ def _resume(run: dict[str, Any], path: Path) -> None:
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
+    except FileNotFoundError:
+        return  # another process has just finished the same run
     except Exception as error:
-        raise CourseError(f"cannot go on from {file} ({error}); delete it to start this run again") from error
+        reason = " ".join(str(error).partition(". ")[0].split())  # not torch's advice to load it with code and all
+        raise CourseError(f"cannot go on from {file} ({reason}); delete it to start this run again") from error
 
 
 # --- records -----------------------------------------------------------------------------------------------------
@@ -382,14 +425,15 @@ def changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
 def command(settings: dict[str, Any]) -> str:
     """The command that makes a run again, also after a recipe has changed: what differs from it or from Settings()."""
     usual, changed = asdict(Settings()), changed_settings(settings)
+    start = "python" if settings["processes"] == 1 else f"torchrun --nproc-per-node {settings['processes']}"
     words = [f"--net {settings['net']} --norm {settings['norm']}"]
     for name, value in settings.items():
         option = name.replace("_", "-")
-        if name not in ("net", "norm") and (name in changed or value != usual[name]):
+        if name not in ("net", "norm", "processes") and (name in changed or value != usual[name]):
             words.append(
                 f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
             )
-    return f"python -m normcourse train {' '.join(words)}{' --more-epochs' if settings['epochs'] > MAX_EPOCHS else ''}"
+    return f"{start} -m normcourse train {' '.join(words)}{' --more-epochs' if settings['epochs'] > MAX_EPOCHS else ''}"
 
 
 def _device_name(device: torch.device) -> str:
@@ -410,19 +454,23 @@ def write_record(path: Path, record: Record) -> None:
 
 def _check_record(record: Record) -> None:
     """Raise an error if a record lacks anything that the report needs."""
-    settings, classes = record["settings"], record["classes"]
+    settings, classes, (train, test) = record["settings"], record["classes"], record["images"]
+    _check_types(Settings(**settings))
     default_settings(more_epochs=True, **settings)
-    missing = RECORD_KEYS - set(record) | set(asdict(Settings())) - set(settings)
-    if missing or [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
-        raise KeyError(", ".join(sorted(missing)) or "confusion")
+    wrong = [key for key, kind in RECORD_KEYS.items() if not isinstance(record[key], kind)]
+    wrong += set(asdict(Settings())) - set(settings)
+    if wrong or [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
+        raise KeyError(", ".join(sorted(wrong)) or "confusion")
     name = "val" if settings["validate"] else "test"
     for epoch in record["history"]:
-        sum(epoch[key] for key in ("train_loss", "train_accuracy", f"{name}_loss", f"{name}_accuracy", "seconds"))
-    (
-        record["history"][-1],
-        sum(map(sum, record["confusion"])),
-        f"{record['seconds']:f} {record['flip_accuracy']:f} {record['parameters']:d}",
-    )
+        percents = [record["flip_accuracy"], epoch["train_accuracy"], epoch[f"{name}_accuracy"]]
+        others = [epoch["train_loss"], epoch[f"{name}_loss"], epoch["seconds"]]
+        if max(percents) > 100 or not 0 <= min(percents + others) <= max(others) < 1e300:
+            raise ValueError("figures that cannot be")
+    for index, predicted, confidence in record["mistakes"]:
+        range(test)[index], classes[predicted], f"{confidence:f}"
+    record["history"][-1], record["copy"].split()[-1], "".join(classes)  # there, and of the right kind
+    f"{train:d}{settings['lr']:g}{record['seconds']:f}{sum(map(sum, record['confusion'])):f}"  # none beyond a float
 
 
 def read_record(path: Path, missing_ok: bool = False) -> Record | None:
@@ -430,9 +478,11 @@ def read_record(path: Path, missing_ok: bool = False) -> Record | None:
     if missing_ok and not path.exists():
         return None
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(), parse_constant=int)  # int("NaN") is an error, as it should be
+        record["settings"] = {"processes": 1, "sync_bn": False} | record["settings"]  # which old records do not have
         _check_record(record)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+    except Exception as error:  # what is no record fails in many ways
         raise CourseError(
             f"{path} is not a whole record ({type(error).__name__}: {error}); delete it and train again"
         ) from error

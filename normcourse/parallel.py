@@ -1,0 +1,125 @@
+"""More than one process, on the engine that PyTorch has for it: DistributedDataParallel, started by torchrun.
+
+``torchrun --nproc-per-node 2 -m normcourse train`` shares every batch out: process r of P trains on its images r,
+r + P, ... Each of them draws the same random order, and DistributedDataParallel averages the gradients, so Layer and
+Group Norm see the same steps as in one process. Batch Norm takes its statistics from the images of its own process
+(Li et al. 2020, PyTorch Distributed); sync_bn takes them from the whole batch. Everything here does nothing in one process.
+"""
+
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from normcourse.data import CourseError
+
+PATIENCE = timedelta(minutes=10)  # a process that does not answer for so long is taken for dead
+T = TypeVar("T")
+
+
+def place() -> tuple[int, int]:
+    """Which process this is (its rank, from 0), and of how many."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def start(device: torch.device) -> None:
+    """Join the processes that torchrun started, if it did: gloo on a CPU, NCCL on GPUs, one GPU for each process.
+
+    Raises CourseError where that cannot be.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or place()[1] > 1:
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.type == "mps":
+        raise CourseError("device 'mps' takes one process; allowed for more: cpu, cuda")
+    if device.type == "cuda":
+        if local >= (there := torch.cuda.device_count()):
+            raise CourseError(f"more processes than GPUs; give --nproc-per-node {there} or less, or --device cpu")
+        torch.cuda.set_device(local)
+    signal.signal(signal.SIGTERM, _stopped)  # torchrun sends it to the others when one process has ended
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+
+def _stopped(*_: Any) -> None:
+    raise KeyboardInterrupt("stopped, as another process of this run ended")
+
+
+def check_sync_bn(wanted: bool, device: torch.device) -> None:
+    """Raises CourseError for what torch's SyncBatchNorm cannot do."""
+    if wanted and device.type != "cuda":
+        raise CourseError("sync_bn needs GPUs (torch.nn.SyncBatchNorm has no CPU form); leave --sync-bn out")
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model whose gradients are averaged over the processes after each backward; shares its parameters."""
+    if place()[1] == 1:
+        return model
+    warnings.filterwarnings(
+        "ignore", "Grad strides do not match bucket"
+    )  # of 1x1 filters: a matter of speed, not of value
+    return DistributedDataParallel(model)
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """Call a function in the first process alone (it may read or write files); all get its result, or its error."""
+    rank, count = place()
+    if count == 1:
+        return function()
+    box: list[Any] = [None]
+    if rank == 0:
+        try:
+            box[0] = function()
+        except Exception as error:
+            box[0] = error
+    dist.broadcast_object_list(box)
+    if isinstance(box[0], Exception):
+        raise box[0]
+    return box[0]
+
+
+def total(*values: Tensor) -> None:
+    """Replace each value by its sum over the processes."""
+    if place()[1] > 1:
+        for value in values:
+            dist.all_reduce(value)
+
+
+def each_its_share(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor) -> Tensor:
+    """``function(images)``, which gives a row for each image, worked out by the processes together.
+
+    The running statistics of the first process count, as in DistributedDataParallel.
+    """
+    rank, count = place()
+    if count == 1:
+        return function(images)
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+    if len(images) < count:  # nobody may come away empty-handed
+        return function(images)
+    mine = function(images[rank::count])
+    rows = mine.new_zeros(len(images), *mine.shape[1:])
+    rows[rank::count] = mine
+    total(rows)
+    return rows
+
+
+def leave_it_to_the_first() -> None:
+    """Wait for the end: all processes have the same error, and when the first has told it, torchrun ends the others."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(2)
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether gloo or NCCL says that another process no longer answers."""
+    return place()[1] > 1 and any(word in str(error).lower() for word in ("gloo", "nccl", "connection", "timed out"))

@@ -1,0 +1,72 @@
+"""What test_parallel.py runs in each of its processes: python parallel_runs.py FOLDER (RANK and the like are set)."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from normcourse import CourseError, default_settings, fit, load_data, parallel
+from normcourse import train as train_module
+
+CASES = {  # 80 images: the last batch is odd (26) or short (16), or of one image (79 + 1: one process gets nothing)
+    "gn": {"norm": "gn", "batch_size": 27, "num_groups": 4},
+    "ln one left": {"norm": "ln", "batch_size": 79}, "bn": {"norm": "bn", "batch_size": 32},
+    "bn one left": {"norm": "bn", "batch_size": 79, "epochs": 1},
+    "reference with l1": {"net": "reference", "norm": "ln", "multiplier": 1, "batch_size": 33, "lr": 0.01},
+}  # fmt: skip
+
+
+def small_data():
+    """80 training and 41 test images (an odd number: the processes evaluate 21 and 20)."""
+    digits = load_data("digits")
+    return digits._replace(
+        train_images=digits.train_images[:80], train_labels=digits.train_labels[:80],
+        test_images=digits.test_images[:41], test_labels=digits.test_labels[:41],
+    )  # fmt: skip
+
+
+def run(case, data, folder=None, **changed):
+    """One small training; in fp32, as bf16 rounds a half batch otherwise than a whole one."""
+    train_module.has_fast_bf16 = lambda _: False
+    return fit(default_settings(**{"epochs": 2} | CASES[case] | changed), data, folder, "cpu", progress=False)
+
+
+def interrupted(data, folder):
+    """Stop in the second epoch, then go on."""
+    set_lr, steps = train_module.set_lr, []
+
+    def interrupt(*arguments):
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        set_lr(*arguments)
+
+    train_module.set_lr = interrupt
+    with contextlib.suppress(KeyboardInterrupt):
+        run("bn", data, folder, dropout=0.1)
+    train_module.set_lr = set_lr
+    assert list(folder.glob("*.ckpt"))
+    return run("bn", data, folder, dropout=0.1)
+
+
+def main(folder: Path) -> None:
+    parallel.start(torch.device("cpu"))
+    data = small_data()
+    found = {case: run(case, data, folder / case) for case in CASES}
+    found["whole"] = run("bn", data, dropout=0.1)
+    found["interrupted"] = interrupted(data, folder / "interrupted")
+    found["read again"] = run("gn", data, folder / "gn")
+    if parallel.place()[0] == 0:
+        (folder / "taken").write_text("a file, where a folder should be")
+    try:
+        run("gn", data, folder / "taken")
+    except (CourseError, OSError) as error:
+        found["cannot write"] = [type(error).__name__, str(error)]
+    rank = parallel.place()[0]
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

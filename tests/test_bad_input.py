@@ -1,0 +1,385 @@
+"""Generated bad input: each case works, or ends in one clear line; nothing hangs, nothing half-written is left.
+
+The cases are the same at each run (derandomize); together they are more than 200.
+"""
+
+import copy
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_folder
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
+from test_data import write_batches
+
+from normcourse import CourseError, default_settings, fit, load_data
+from normcourse import cli as cli_module
+from normcourse import data as data_module
+from normcourse.model import NORMS, build
+from normcourse.report import RESULTS, find_records, write_report
+from normcourse.train import read_record
+
+ODD_NUMBERS = [0, -1, 1, 3, 7, 16, 2**31, 2**63, 10**30, 0.5, 1.0, 1e-320, 1e300, math.nan, math.inf, -math.inf]
+ODD_TEXTS = ["", " ", "bn", "BN", "é漢", "..", "\n", "a\x00b", "\udcff", "x" * 5000, "%s{}", "--", "-1", "None"]
+
+
+def cases(count):
+    """As many generated cases, the same each time; fixtures are shared by them."""
+    chosen = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+    return given_settings(
+        max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=chosen
+    )
+
+
+def complains(function):
+    """The message of the CourseError, which is one line that fits a screen; None where the function works."""
+    try:
+        function()
+    except CourseError as error:
+        message = str(error)
+        assert message.strip() and len(message) < 2000 and len(message.strip().splitlines()) == 1, message
+        return message
+    return None
+
+
+# --- the command line
+
+NUMBERS = ("--epochs", "--seed", "--lr", "--momentum", "--weight-decay", "--batch-size", "--dropout", "--num-groups",
+           "--multiplier", "--l1", "--shift")  # fmt: skip
+WORDS = {"--norm": [*NORMS, "bn ln"], "--net": ["normnet", "reference"], "--optimizer": ["adamw", "sgd"],
+         "--schedule": ["onecycle", "step"], "--device": ["auto", "cpu", "cuda", "mps"]}  # fmt: skip
+option = st.one_of(
+    st.tuples(st.sampled_from(NUMBERS), st.sampled_from(ODD_NUMBERS + ODD_TEXTS + ["1", "2", "1e-3", "0x10", "9" * 5000])),
+    *(st.tuples(st.just(name), st.sampled_from(good + ODD_TEXTS)) for name, good in WORDS.items()),
+    st.tuples(st.sampled_from(["--flip", "--no-flip", "--validate", "--sync-bn", "--nonsense", "--", "report", "--publish"])),
+    st.tuples(st.sampled_from(["--data", "--runs"]), st.sampled_from(ODD_TEXTS + ["cifar10", "/dev/null", "/dev/zero", "/proc"])),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("tiny") / "tiny", count=4)
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """An empty working directory, no network; the pictures, which take seconds, are drawn by other tests."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(data_module, "MIRRORS", ())
+    monkeypatch.setattr(cli_module, "write_report", lambda folder, _: str(len(find_records(folder))))
+    monkeypatch.setenv("NORMCOURSE_DATA", "nowhere")
+    return tmp_path
+
+
+@cases(100)
+@given(options=st.lists(option, min_size=1, max_size=3))
+def test_options_of_train(options, tiny, alone):
+    words = ["train", "--data", str(tiny), "--runs", "runs", "--epochs", "1", "--norm", "bn"]
+    words += [part for each in options for part in (each[0], *str(each[-1]).split(" "))[: 1 + len(each)]]
+    status, out, err = command(words)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert status in (0, 2), (words, err)
+    if status == 2:
+        assert len(lines) == 1 and lines[0].startswith("error: "), (words, err)
+    else:
+        assert "tiny (image folder" in out and not lines, (words, out, err)
+    for path in alone.rglob("*"):
+        assert path.suffix not in (".tmp", ".ckpt") and (path.suffix != ".json" or read_record(path)), path
+        assert status == 0 or path.suffix not in (".json", ".pt") or path.stat().st_size > 0
+
+
+def command(words):
+    """Exit status, output and error output of the command."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            status = cli_module.main(words)
+        except SystemExit as exit_:
+            status = exit_.code
+    return status, out.getvalue(), err.getvalue()
+
+
+@cases(30)
+@given(words=st.lists(st.sampled_from(["report", "--runs", "--data", "--publish", "here", *ODD_TEXTS]), max_size=4))
+def test_options_of_report(words, alone):
+    status, _, err = command(["report", *words])
+    assert status == 2 and len(err.strip().splitlines()) == 1 and err.startswith("error: "), (words, err)
+    assert not list((alone / "here").iterdir())
+
+
+def test_a_loss_that_explodes_leaves_no_record(tiny, alone):
+    status, _, err = command(["train", "--data", str(tiny), "--norm", "none", "--epochs", "2", "--lr", "1e8"])
+    assert status == 2 and "no longer finite in epoch" in err and not list(alone.rglob("*.json"))
+
+
+# --- settings and models
+
+
+@cases(80)
+@given(
+    st.dictionaries(
+        st.sampled_from([*vars(default_settings()), "epoch", "learning_rate"]),
+        st.sampled_from([*ODD_NUMBERS, *ODD_TEXTS[:4], True, [], ["bn"], {}, b"x", "gn", "reference", "sgd", 2]),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_settings(changed):
+    if not (message := complains(lambda: default_settings(**changed))):
+        chosen = default_settings(**changed)
+        assert json.dumps(vars(chosen), allow_nan=False)
+        assert build(chosen.net, chosen.norm, 3, chosen.num_groups, chosen.multiplier, chosen.dropout)
+    else:
+        assert any(word in message for word in ("allowed", "there are", "only the reference")), message
+
+
+@cases(60)
+@given(
+    st.sampled_from(["normnet", "reference", "vgg", None]),
+    st.sampled_from([*NORMS, "BN", "", None, 1, ["bn"]]),
+    st.sampled_from([10, 2, *ODD_NUMBERS, "10", None]),
+    st.sampled_from([8, *ODD_NUMBERS, "8", None]),
+    st.sampled_from([None, 1, 2, *ODD_NUMBERS, "1"]),
+    st.sampled_from([0.0, *ODD_NUMBERS, "0", None]),
+)
+@example("normnet", "bn", 10, 8, None, 0.0)
+@example("normnet", "bn", 0, 8, None, 0.0)
+@example("normnet", "gn", 10, 4.0, None, 0.0)
+@example("normnet", "gn", 10**12, 8, None, math.nan)
+@example("reference", "ln", -1, 8, 1, 0.0)
+@example("reference", "gn", 10, 8, 2, 2)
+def test_models(net, norm, num_classes, num_groups, multiplier, dropout):
+    made = []
+    message = complains(lambda: made.append(build(net, norm, num_classes, num_groups, multiplier, dropout)))
+    if message:
+        assert any(word in message for word in ("allowed", "allows", "there are")), message
+    else:
+        assert made[0].eval()(torch.zeros(2, 3, 32, 32)).shape == (2, num_classes)
+
+
+# --- loaders: what may lie in a folder
+
+
+def truncate(path, part):
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+
+
+def spoil_image(content):
+    return lambda root: (root / "train" / "bee" / "1.png").write_bytes(content)
+
+
+def remove(*names):
+    return lambda root: [shutil.rmtree(root / n) if (root / n).is_dir() else (root / n).unlink() for n in names]
+
+
+def add(name, make=lambda path: path.mkdir(parents=True)):
+    return lambda root: make(root / name)
+
+
+def link(target):
+    return lambda path: path.symlink_to(target)
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(next(path.parents[2].glob("train/bee/0.png")), path)
+
+
+HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes.fromhex("7fffffff7fffffff0802000000") + b"\0\0\0\0"
+SPOIL = [
+    *(spoil_image(content) for content in (b"", b"\x89PNG", b"GIF89a", b"<svg/>", HUGE, b"P6 99999 99999 255 ", bytes(5000))),
+    remove("train"), remove("test"), remove("test/bee"), remove("train/ant", "train/bee", "test/ant", "test/bee"),
+    remove(*(f"train/bee/{n}.png" for n in range(4))), remove("train/bee/0.png"),
+    add("train/bee/folder.png"), add("train/empty"), add("train/.hidden"), add("test/\udcff"), add("notes"),
+    add("train/bee/pipe.png", os.mkfifo if hasattr(os, "mkfifo") else Path.mkdir),
+    add("train/bee/loop.png", link("loop.png")), add("train/bee/gone.jpg", link("nowhere")),
+    add("train/bee/zero.png", link("/dev/zero")),
+    add("train/loop", link("..")), add("data_batch_1", Path.touch), add("cifar-10-batches-py"),
+    add("cifar-10-python.tar.gz", Path.touch),
+    add("train/bee/notes.txt", Path.touch), add("train/bee/" + "n" * 240 + ".png", image), add("train/bee/\udcff\n$.PNG", image),
+    lambda root: [image(root / part / "\udcfe $x" / "0.png") for part in ("train", "test")],
+    lambda root: [image(root / part / ("c" * 200) / "0.png") for part in ("train", "test")],
+]  # fmt: skip
+
+
+@cases(60)
+@given(
+    st.lists(st.sampled_from(SPOIL), min_size=1, max_size=3, unique_by=id),
+    st.sampled_from([1, 1, 0.01, 0.5, 0.9, 0.99]),
+)
+def test_image_folders(tiny, spoil, part):
+    with tempfile.TemporaryDirectory() as folder:
+        root = shutil.copytree(tiny, Path(folder) / "mine")
+        truncate(root / "train" / "ant" / "0.png", part)
+        for each in spoil:
+            try:
+                each(root)
+            except OSError:  # two of them may not go together
+                continue
+        check_source(root)
+
+
+def check_source(root):
+    """Loads, and then every name can be printed; or says where it is wrong. The cache holds nothing half-written."""
+    loaded = []
+    message = complains(lambda: loaded.append(load_data(root)))
+    if message:
+        assert str(root) in message, message
+    else:
+        data = loaded[0]
+        assert len(data.train_images) == len(data.train_labels) > 0 and "".join((data.name, *data.classes)).encode()
+    assert not list(data_module.cache_folder().glob("*.tmp"))
+
+
+@cases(50)
+@given(
+    st.sampled_from(["data_batch_1", "data_batch_5", "test_batch", "batches.meta"]),
+    st.one_of(
+        st.tuples(st.sampled_from([0, 1, 0.5, 0.999]), st.binary(max_size=8)),
+        st.tuples(st.integers(0, 300), st.sampled_from([b"\x00", b"\xff", b".", b"0", b"N", b"\x80\x05", b"}", b")"])),
+    ),
+)
+def test_batches_cut_short_or_altered(official, name, change):
+    """A part of the file with something behind it, or some bytes replaced near its start, where the opcodes are."""
+    file, (place, put) = official / name, change
+    content = file.read_bytes()
+    if isinstance(place, float) or place < 2:
+        file.write_bytes(content[: int(place * len(content))] + put)
+    else:
+        file.write_bytes(content[:place] + put + content[place + len(put) :])
+    try:
+        check_source(official)
+    finally:
+        file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    root = tmp_path_factory.mktemp("official") / "cifar-10-batches-py"
+    write_batches(root, per_file=4, classes=3)
+    return root
+
+
+@cases(30)
+@given(source=st.one_of(st.sampled_from([*ODD_TEXTS, "/dev/null", "~", "~root/x", "digit"]), st.text(max_size=20)))
+def test_sources(source, alone):
+    message = complains(lambda: load_data(source))
+    assert message and ("allowed:" in message or "expected {train,test}" in message), message
+
+
+# --- records and weights
+
+RECORD = json.loads(next(iter(sorted(RESULTS.glob("normnet-gn-*.json")))).read_text())
+
+
+def places(value, path=()):
+    """The path of every value in nested lists and dicts; of long lists, the first and the last."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key in value:
+            yield from places(value[key], (*path, key))
+    elif isinstance(value, list) and value:
+        for index in {0, len(value) - 1}:
+            yield from places(value[index], (*path, index))
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    2.5,
+    "",
+    "x",
+    "\ud800",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+    ["a"] * 10,
+    float("nan"),
+    float("inf"),
+    1e308,
+]
+
+
+@cases(120)
+@given(st.sampled_from(list(places(RECORD))), st.sampled_from(["drop", "double", *VALUES]))
+def test_records(tmp_path, digits, path, value):
+    """A record with one value changed is refused with its name, or can be reported, pictures apart."""
+    record = copy.deepcopy(RECORD)
+    inner = record
+    for key in path[:-1]:
+        inner = inner[key]
+    if value == "drop":
+        del inner[path[-1]]
+    elif value == "double":
+        inner[path[-1]] = [inner[path[-1]]] * 2
+    else:
+        inner[path[-1]] = value
+    file = tmp_path / "normnet-gn-seed0-01234567.json"
+    file.write_text(json.dumps(record))
+    message = complains(lambda: read_record(file))
+    if message:
+        assert f"{file} is not a whole record" in message and "delete it and train again" in message
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("normcourse.report._pictures", lambda *_: [])
+            assert "| NormNet | Group Norm" in write_report(tmp_path)
+
+
+@cases(40)
+@given(st.one_of(st.binary(max_size=60), st.integers(0, 400)))
+def test_records_cut_short_or_of_any_bytes(tmp_path, content):
+    file = tmp_path / "normnet-gn-seed0-01234567.json"
+    whole = json.dumps(RECORD).encode()
+    file.write_bytes(content if isinstance(content, bytes) else whole[: content * len(whole) // 401])
+    assert "is not a whole record" in complains(lambda: read_record(file))
+
+
+def test_pictures_of_odd_values(tmp_path):
+    """What the reader of records lets through can also be drawn."""
+    record = copy.deepcopy(RECORD)
+    record["classes"], record["data"] = ["", "$x$", "a" * 200, "\n", "{", "<b>", "%", "\\frac", "_", "^"], "$a_b$ {}"
+    record["confusion"][0], record["mistakes"] = [0] * 10, []
+    record["history"] = [record["history"][0] | {"train_loss": 0, "test_loss": 1e299, "test_accuracy": 0}]
+    (tmp_path / "normnet-gn-seed0-01234567.json").write_text(json.dumps(record))
+    write_report(tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+class Evil:
+    """Its pickle creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_no_file_of_tensors_runs_code(save, tiny, small, tmp_path, cache):
+    """Checkpoints are refused, decoded images are decoded again; weights are read with weights_only by the tests."""
+    fit(default_settings("reference", epochs=1), small, tmp_path, "cpu", False)
+    (weights,) = tmp_path.glob("*.pt")
+    save({"model": Evil(tmp_path / "written")}, weights.with_suffix(".ckpt"))
+    weights.with_suffix(".json").unlink()
+    with pytest.raises(CourseError, match="^cannot go on from .*; delete it to start this run again$"):
+        fit(default_settings("reference", epochs=1), small, tmp_path, "cpu", False)
+    copied = load_data(tiny).copy
+    for file in cache.glob("*.pt"):
+        save(Evil(tmp_path / "written"), file)
+    assert load_data(tiny).copy == copied and not (tmp_path / "written").exists()
