@@ -1,31 +1,32 @@
 """Small experiments on NormNet, recorded: python experiments/miniatures.py [NAME ...] --data PATH
 
-NAME (default: all, in this order); in brackets the networks that only it needs, and its cost, when measured at
-XX on one slow core:
+NAME is one or more of these (default: all). In brackets: the networks to train and the minutes on one thread of a slow core.
 
-  rates        accuracy against learning rate, every norm and none [75 networks, 35 min]
-  groups       accuracy against the number of groups, LN and IN as the ends [6 more, 3 min]
-  layer_norms  GN(1), LayerNorm([C, H, W]) and per-pixel LN in the same network [9, 5 min]
-  batch_size   BN, GN and LN at batch size 128 to 2; BN evaluated in three ways [45, 45 min]
-  bn_rates     with and without BN at three learning rates, epoch by epoch [18, 17 min]
-  norms        every norm at its best rate of `rates`, with seeds of its own [15, 16 min]; needs all of `rates`
+  rates        accuracy against learning rate, for every norm and none [75, 32]
+  groups       accuracy against the number of groups, LN and IN as the ends [6 beside those of rates, 3]
+  layer_norms  GN(1), LayerNorm([C, H, W]) and per-pixel LN in the same network [9, 4]
+  batch_size   BN, GN and LN at batch size 128 to 2; BN evaluated in three ways [45, 42]
+  bn_rates     with and without BN at three learning rates, epoch by epoch [18, 17]
+  norms        every norm and none, each at its best rate of rates, with seeds of its own [15, 13]; waits for all of rates
 
-Each network is trained on a seeded stratified subset of the training images and judged on others of the TRAINING images:
-the test set is not touched. All networks of a miniature see the same number of samples. Finished networks are kept in
---work and never trained twice; after each, results/miniatures/NAME.json is written with all that are there. Seed 0 of
-everything comes first, so a run that is cut short still shows something.
+Training images are a seeded stratified subset of the training set; validation images are 2,000 others of the TRAINING set.
+The test set is not touched. All networks of a miniature see the same number of samples.
 
-Side by side on two cores, each with a thread (twice, because `norms` waits for all of `rates`):
+A finished network is kept in --work and not trained again, and NAME.json is written anew with all that are finished. Ctrl-C
+is safe. Seed 0 of every network comes first, then seed 1, then 2: a run that is cut short still shows something.
+
+Everything, on two cores, a thread each; twice, because norms waits for all of rates:
+
   export OMP_NUM_THREADS=1
   for turn in 1 2; do
-    python experiments/miniatures.py --data PATH --part 0/2 & python experiments/miniatures.py --data PATH --part 1/2; wait
+    for part in 0/2 1/2; do python experiments/miniatures.py --data PATH --part $part & done; wait
   done
 """
 
 import argparse
 import json
 import math
-import sys
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -51,9 +52,9 @@ from normcourse.miniatures import (
 from normcourse.model import NORMS, build, count_parameters
 from normcourse.train import Record, Settings, _percent, run_name, write_record
 
-IMAGES_EPOCHS = {
-    "rates": (6_000, 2), "groups": (6_000, 2), "layer_norms": (6_000, 2), "batch_size": (8_000, 2),
-    "bn_rates": (5_000, 6), "norms": (10_000, 3),
+IMAGES_EPOCHS = {  # one epoch where no curve is needed: more images for as many samples seen
+    "rates": (12_000, 1), "groups": (12_000, 1), "layer_norms": (12_000, 1), "batch_size": (14_000, 1),
+    "bn_rates": (5_000, 5), "norms": (12_000, 2),
 }  # fmt: skip
 TINY = (40, 1)  # of every miniature, with --preliminary
 VALIDATION = 2_000  # training images that no miniature trains on
@@ -235,7 +236,8 @@ def gather(name: str, points: list[Point], data: Data, work: Path, out: Path, ti
         "name": name, "preliminary": tiny, "what": WHAT[name],
         "command": f"python experiments/miniatures.py {name}{' --preliminary' * tiny}",
         "data": data.name, "copy": data.copy, "images": [len(data.train_labels), len(data.test_labels)],
-        "samples_seen": len(data.train_labels) * common["epochs"], "seeds": sorted({s["seed"] for s in settings}),
+        "samples_seen": len(data.train_labels) * common["epochs"],
+        "seeds": sorted({point["settings"]["seed"] for point in found}),
         **{key: _different(point[key] for point in found if key in point) for key in PROVENANCE},
         "seconds": round(sum(point["seconds"] for point in found)), "not_run": [*missing, *NOT_RUN[name]],
         "complete": not missing, "settings": common,
@@ -278,24 +280,21 @@ def main(words: list[str] | None = None) -> None:
     names = chosen.name or list(IMAGES_EPOCHS)
     if unknown := set(names) - set(IMAGES_EPOCHS):
         parser.error(f"no miniature {', '.join(sorted(unknown))}; there are {', '.join(IMAGES_EPOCHS)}")
-    try:
-        part, parts = map(int, chosen.part.split("/"))
-        if not 0 <= part < parts:
-            raise ValueError
-    except ValueError:
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", chosen.part)) or int(found[1]) >= int(found[2]):
         parser.error(f"--part is {chosen.part!r}; expected K/N, K from 0 to N - 1, e.g. 0/2 and 1/2")
+    part, parts = int(found[1]), int(found[2])
     try:
         data = load_data(chosen.data)
         for stage in ([name for name in names if name != "norms"], ["norms"] if "norms" in names else []):
             run_all(stage, data, chosen, part, parts)
     except CourseError as error:
-        sys.exit(f"error: {error}")
+        parser.error(str(error))
 
 
 def run_all(names: list[str], data: Data, chosen: argparse.Namespace, part: int, parts: int) -> None:
     """Train this part's points of these miniatures, seed 0 of every one first, and gather after each."""
     held_out = TINY[0] if chosen.preliminary else VALIDATION
-    rates = finished_rates(chosen) if "norms" in names else None
+    rates = finished_rates(data, chosen) if "norms" in names else None
     plans = {name: plan(name, chosen.preliminary, rates) for name in names}
     images = {p.images: subset(data, p.images, held_out) for points in plans.values() for p in points}
     todo: dict[str, tuple[str, Point]] = {}  # by file: a network that two miniatures share is trained once
@@ -319,13 +318,14 @@ def run_all(names: list[str], data: Data, chosen: argparse.Namespace, part: int,
             gather(name, points, images[points[0].images], chosen.work, chosen.out, chosen.preliminary)
 
 
-def finished_rates(chosen: argparse.Namespace) -> Record | None:
-    """The record of ``rates``, if all of it is there."""
+def finished_rates(data: Data, chosen: argparse.Namespace) -> Record | None:
+    """The record of ``rates`` on these images, if all of it is there."""
     try:
         rates = miniature("rates", chosen.out)
     except CourseError:
         return None
-    return rates if rates["complete"] and rates["preliminary"] == chosen.preliminary else None
+    fits = rates["preliminary"] == chosen.preliminary and rates["copy"].startswith(data.copy)
+    return rates if rates["complete"] and fits else None
 
 
 if __name__ == "__main__":

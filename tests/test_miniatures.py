@@ -198,7 +198,7 @@ def test_precise_statistics_equal_a_direct_computation(trained, small):
     mean = torch.stack([half.mean((0, 2, 3)) for half in halves]).mean(0)
     var = torch.stack([half.var((0, 2, 3)) for half in halves]).mean(0)
     torch.testing.assert_close(precise.C1.norm.running_mean, mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(precise.C1.norm.running_var, var, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(precise.C1.norm.running_var, var, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(trained.C1.norm.running_mean, mean, rtol=0.1)
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())  # a copy was changed
     whole = miniatures.precise_statistics(trained, small, count=80, batch_size=80)  # in one batch: training mode itself
