@@ -52,13 +52,15 @@ def toy_images() -> torch.Tensor:
 
 
 def show(fig, alt: str) -> None:
-    """Display a figure as a PNG; its text form is the description, the same on every machine."""
+    """Display a figure as a PNG of 256 colours (small); its text form is the description, the same on every machine."""
     from IPython.display import display
+    from PIL import Image
 
-    buffer = io.BytesIO()
+    buffer, small = io.BytesIO(), io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100)
     plt.close(fig)
-    png = base64.b64encode(buffer.getvalue()).decode()
+    Image.open(buffer).convert("RGB").quantize(256, kmeans=1).save(small, "png", optimize=True)
+    png = base64.b64encode(small.getvalue()).decode()
     display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 

@@ -49,7 +49,7 @@ def color(settings: dict[str, Any]) -> str:
 def curves(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy (left) and loss (right, log scale) by epoch; solid: evaluated, dashed: training, as it was on the way."""
     held_out = "val" if records[0]["settings"]["validate"] else "test"
-    with _style() as plt:
+    with styled() as plt:
         figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
         for axis, kind in zip(axes, ("accuracy", "loss"), strict=True):
             for record in records:
@@ -74,7 +74,7 @@ def misclassified(found: list[tuple[int, int, float]], data: Data, title: str = 
 
     The images are shown as they were stored (uint8), so nothing has to be un-normalised and nothing is clipped.
     """
-    with _style() as plt:
+    with styled() as plt:
         figure, axes = plt.subplots(2, 5, figsize=(10, 5), layout="constrained")
         for axis in axes.flat:
             axis.axis("off")
@@ -100,7 +100,7 @@ def confusion(record: dict[str, Any], title: str = "") -> Any:
 
     counts = np.array(record["confusion"], dtype=float)
     percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
-    with _style() as plt:
+    with styled() as plt:
         side, few = min(20.0, max(5.0, 0.65 * len(percent) + 1.5)), len(percent) <= 30
         figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
         axis.grid(False)
@@ -119,7 +119,7 @@ def confusion(record: dict[str, Any], title: str = "") -> Any:
 
 def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy of each class, a bar for each record."""
-    with _style() as plt:
+    with styled() as plt:
         figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
         width = 0.8 / len(records)
         for i, record in enumerate(records):
@@ -143,7 +143,7 @@ def _short(names: list[str]) -> list[str]:
 
 
 @contextmanager
-def _style() -> Iterator[Any]:
+def styled() -> Iterator[Any]:
     """The course's look, for one picture only: a reader's own settings stay as they are."""
     from matplotlib import pyplot
 

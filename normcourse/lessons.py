@@ -1,0 +1,188 @@
+"""What the notebooks on CIFAR-10 share: their first cell, a trained network with its record, a look at data and norms.
+
+``python -m normcourse.lessons`` writes the repository's address (first cell and Colab badge) into the notebooks.
+"""
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normcourse.data import Data, batches, write_file
+from normcourse.model import NORMS, build
+from normcourse.plot import COLORS, styled, unnormalise
+from normcourse.report import RESULTS, data_folder, find_records
+from normcourse.train import Record, Settings, fit, run_name
+
+REPOSITORY = "https://github.com/OWNER/normcourse"  # the address stands here and nowhere else; not public yet
+FIRST_CELL = f'''\
+# Finds the course beside this notebook, or in Colab installs it and leaves torch as it is.
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ADDRESS = os.environ.get("NORMCOURSE_REPOSITORY", "git+{REPOSITORY}")
+if Path("..", "normcourse", "__init__.py").exists():
+    sys.path.insert(0, str(Path("..").resolve()))
+elif importlib.util.find_spec("normcourse") is None:
+    if "google.colab" in sys.modules or "NORMCOURSE_REPOSITORY" in os.environ:
+        for what in (["--no-deps", ADDRESS], ["torchinfo", "scikit-learn", "tqdm", "requests"]):
+            subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *what])
+        importlib.invalidate_caches()
+    if importlib.util.find_spec("normcourse") is None:
+        raise ModuleNotFoundError(f"the course is not here; in a terminal: pip install {{ADDRESS}}")
+'''
+
+
+def badge(notebook: str) -> str:
+    """The Markdown of the button that opens a notebook of the repository in Colab."""
+    address = REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github")
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({image})]({address}/blob/main/notebooks/{notebook})"
+
+
+def address_notebook(path: Path) -> None:
+    """Write the badge and the first cell of REPOSITORY into a notebook that already has both."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    title, first = notebook["cells"][:2]
+    lines = [badge(path.name) if "colab-badge" in line else line for line in "".join(title["source"]).splitlines()]
+    title["source"] = "\n".join(lines).splitlines(keepends=True)
+    first["source"] = FIRST_CELL.strip().splitlines(keepends=True)
+    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+# --- a trained network -------------------------------------------------------------------------------------------
+
+
+def published(settings: Settings) -> tuple[Path, Record] | tuple[None, None]:
+    """The published weights and record of a run with these settings, on whatever copy of CIFAR-10 it was trained."""
+    for path, record in find_records(RESULTS).items():
+        if record["settings"] == asdict(settings) and path.with_suffix(".pt").exists():
+            return path.with_suffix(".pt"), record
+    return None, None
+
+
+def trained(settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs") -> tuple[nn.Module, Record]:
+    """The network that ``settings`` name, trained, and the record of a training; prints where both come from.
+
+    They are the published ones. With ``retrain``, or where none are published, it is trained now, into ``runs``: a run
+    that was stopped goes on there, a finished one is read. On other images than CIFAR-10 the record is the published
+    one, and the network learns a sample of the images for some seconds.
+    """
+    weights, record = (None, None) if retrain else published(settings)
+    if weights and record and data.name != "CIFAR-10":
+        print(f"{data.name}, not CIFAR-10: curves and tables show the published run, images a network trained just now")
+        order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[:1500]
+        few = data._replace(train_images=data.train_images[order], train_labels=data.train_labels[order])
+        short = replace(settings, epochs=3, batch_size=64, lr=settings.lr * 0.7, flip=False)
+        with tempfile.TemporaryDirectory() as folder:
+            fit(short, few, folder)
+            return _load(settings, data, Path(folder) / f"{run_name(short, few)}.pt"), record
+    if not weights or not record:
+        place = data_folder(runs, data.name)
+        record, weights = fit(settings, data, place), place / f"{run_name(settings, data)}.pt"
+    print(f"trained for {settings.epochs} epochs on {record['data']} ({record['copy']}); here is {data.name} ({data.copy})")
+    return _load(settings, data, weights), record
+
+
+def _load(settings: Settings, data: Data, weights: Path) -> nn.Module:
+    chosen = (settings.num_groups, settings.multiplier, settings.dropout)
+    model = build(settings.net, settings.norm, len(data.classes), *chosen)
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+# --- inside the norm ---------------------------------------------------------------------------------------------
+
+
+def activations(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """What goes into the norm of each named block and what comes out, (N, C, H, W) each, as x (N, 3, H, W) passes.
+
+    In training mode, and on a copy: the model and its running statistics stay as they are.
+    """
+    model, found = copy.deepcopy(model).train(), {}
+    for name in layers:
+        model.get_submodule(f"{name}.norm").register_forward_hook(
+            lambda _, x, y, name=name: found.update({name: (x[0].clone(), y.clone())})
+        )
+    with torch.no_grad():
+        model(x)
+    return found
+
+
+def histograms(stages: dict[str, dict[str, tuple[Tensor, Tensor]]], norm: str) -> Any:
+    """Histograms of ``activations``: a row for each stage of the training, a column for each layer; grey is before."""
+    with styled() as plt:
+        size = {"figsize": (10, 2.4 * len(stages) + 0.4), "squeeze": False, "sharex": "row"}
+        figure, axes = plt.subplots(len(stages), len(next(iter(stages.values()))), layout="constrained", **size)
+        for row, (stage, layers) in zip(axes, stages.items(), strict=True):
+            row[0].set_ylabel(stage)
+            limit = 3 * max(values.std().item() for pair in layers.values() for values in pair)
+            places = torch.linspace(-limit, limit, 100)
+            for axis, (name, pair) in zip(row, layers.items(), strict=True):
+                before, after = (torch.histc(values, 100, -limit, limit) for values in pair)
+                axis.fill_between(places, before / before.max(), color="0.75")
+                axis.plot(places, after / after.max(), color=COLORS[norm])
+                axis.set(title=name, yticks=[])
+        figure.supxlabel(f"grey: into the norm, coloured: out of it ({NORMS[norm]})")
+    return figure
+
+
+# --- the images --------------------------------------------------------------------------------------------------
+
+
+def sample_grid(data: Data, columns: int = 8) -> Any:
+    """Training images, drawn at random: a row for each class."""
+    random = torch.Generator().manual_seed(0)
+    with styled() as plt:
+        figure, axis = plt.subplots(figsize=(6.5, 0.6 * len(data.classes)), layout="constrained")
+        rows = []
+        for label in range(len(data.classes)):
+            ours = (data.train_labels == label).nonzero().flatten()
+            chosen = ours[torch.randint(len(ours), (columns,), generator=random)]
+            rows.append(_side_by_side(data.train_images[chosen]))  # (3, 34, columns * 34)
+        _show_pixels(axis, torch.cat(rows, 1))
+        axis.set(yticks=[34 * k + 16 for k in range(len(rows))], yticklabels=data.classes)
+    return figure
+
+
+def augmentations(data: Data, settings: Settings, images: int = 3, columns: int = 8) -> Any:
+    """Training images as stored (left) and as a training sees them in different epochs: moved, and mirrored or not."""
+    random, rows = torch.Generator().manual_seed(0), []
+    for image in data.train_images[torch.randperm(len(data.train_labels), generator=random)[:images]]:
+        same, labels = image.repeat(columns, 1, 1, 1), torch.zeros(columns)
+        x, _ = next(batches(same, labels, data, columns, random, settings.shift, settings.flip))
+        rows.append(_side_by_side([image, *unnormalise(x, data)]))
+    with styled() as plt:
+        figure, axis = plt.subplots(figsize=(8.5, images), layout="constrained")
+        _show_pixels(axis, torch.cat(rows, 1))
+        axis.axvline(32.5, color="black", lw=3)
+        axis.set(yticks=[])
+    return figure
+
+
+def _side_by_side(images: Iterable[Tensor]) -> Tensor:
+    return torch.cat([F.pad(image, (0, 2, 0, 2), value=255) for image in images], 2)  # a white gap after each
+
+
+def _show_pixels(axis: Any, image: Tensor) -> None:
+    axis.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
+    axis.set(xticks=[])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+if __name__ == "__main__":
+    for path in sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("0[1-3]_*.ipynb")):
+        address_notebook(path)
