@@ -49,19 +49,20 @@ from normcourse.miniatures import (
     with_batch_statistics,
     with_layer_norm,
 )  # fmt: skip
-from normcourse.model import NORMS, build, count_parameters
+from normcourse.model import build, count_parameters
+from normcourse.norm import NORMS
 from normcourse.train import Record, Settings, _percent, run_name, write_record
 
 IMAGES_EPOCHS = {  # one epoch where no curve is needed: more images for as many samples seen
-    "rates": (12_000, 1), "groups": (12_000, 1), "layer_norms": (12_000, 1), "batch_size": (14_000, 1),
-    "bn_rates": (5_000, 5), "norms": (12_000, 2),
+    "rates": (8_000, 1), "groups": (8_000, 1), "layer_norms": (8_000, 1), "batch_size": (8_000, 1),
+    "bn_rates": (4_000, 4), "norms": (8_000, 2),
 }  # fmt: skip
 TINY = (40, 1)  # of every miniature, with --preliminary
 VALIDATION = 2_000  # training images that no miniature trains on
 PRECISE = 4_000  # training images for precise statistics
 BATCH_SIZE = 32  # more steps than 128 from as few samples; batch_size has its own
 SEEDS, OTHER_SEEDS = (0, 1, 2), (3, 4, 5)  # norms reports the others: its rates were chosen on the first
-BATCH_SIZES = (128, 32, 8, 4, 2)
+BATCH_SIZES = (128, 32, 8, 2)
 FACTORS = (1 / 9, 1 / 3, 1, 3, 9)  # of rates, around Group Norm's rate
 BN_FACTORS = (1 / 5, 1, 5)  # of bn_rates, around the same
 
@@ -69,7 +70,7 @@ WHAT = {
     "rates": "peak learning rates around the Group Norm recipe's, scaled to the batch size; one cycle",
     "groups": "one learning rate for all: Group Norm's, scaled to the batch size",
     "layer_norms": "one learning rate for all; no weight decay, which would touch only those scales that are not vectors",
-    "batch_size": "each norm's learning rate, scaled with the batch size: by its root for AdamW, in proportion for SGD",
+    "batch_size": "each norm's learning rate, scaled with the batch size: by its root for Muon and AdamW, in proportion for SGD",
     "bn_rates": "constant learning rates, so that a rate means the same in every epoch",
     "norms": "each norm at the best rate of the miniature rates, with seeds that had no part in choosing it",
 }
@@ -104,7 +105,7 @@ class Point(NamedTuple):
 def scaled_rate(norm: str, batch_size: int) -> float:
     """The recipe's learning rate, scaled from its batch size to another.
 
-    AdamW divides a gradient by its own size, which for small batches is noise that falls with the root of the batch size:
+    AdamW divides a gradient by its own size (and Muon does likewise), which for small batches is noise that falls with the root of the batch size:
     so the root (Malladi et al. 2022). SGD: in proportion (Goyal et al. 2017). Betas and weight_decay stay.
     """
     recipe = default_settings(norm=norm)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normcourse.data import Data, batches, write_file
-from normcourse.model import NORMS, build
+from normcourse.model import build
+from normcourse.norm import NORMS
 from normcourse.plot import COLORS, styled, unnormalise
 from normcourse.report import RESULTS, data_folder, find_records
 from normcourse.train import Record, Settings, fit, run_name
 
 REPOSITORY = "https://github.com/OWNER/normcourse"  # the address stands here and nowhere else; not public yet
-FIRST_CELL = f'''\
+FIRST_CELL = f"""\
 # Finds the course beside this notebook, or in Colab installs it and leaves torch as it is.
 import importlib.util
 import os
@@ -40,7 +41,7 @@ elif importlib.util.find_spec("normcourse") is None:
         importlib.invalidate_caches()
     if importlib.util.find_spec("normcourse") is None:
         raise ModuleNotFoundError(f"the course is not here; in a terminal: pip install {{ADDRESS}}")
-'''
+"""
 
 
 def badge(notebook: str) -> str:
@@ -72,7 +73,9 @@ def published(settings: Settings) -> tuple[Path, Record] | tuple[None, None]:
     return None, None
 
 
-def trained(settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs") -> tuple[nn.Module, Record]:
+def trained(
+    settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs"
+) -> tuple[nn.Module, Record]:
     """The network that ``settings`` name, trained, and the record of a training; prints where both come from.
 
     They are the published ones. With ``retrain``, or where none are published, it is trained now, into ``runs``: a run
@@ -91,7 +94,9 @@ def trained(settings: Settings, data: Data, retrain: bool = False, runs: str | P
     if not weights or not record:
         place = data_folder(runs, data.name)
         record, weights = fit(settings, data, place), place / f"{run_name(settings, data)}.pt"
-    print(f"trained for {settings.epochs} epochs on {record['data']} ({record['copy']}); here is {data.name} ({data.copy})")
+    print(
+        f"trained for {settings.epochs} epochs on {record['data']} ({record['copy']}); here is {data.name} ({data.copy})"
+    )
     return _load(settings, data, weights), record
 
 

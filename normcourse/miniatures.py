@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from normcourse.data import CourseError, Data, batches
-from normcourse.model import MAX_PARAMETERS, NORMS
+from normcourse.model import MAX_PARAMETERS
+from normcourse.norm import NORMS
 from normcourse.plot import COLORS, styled
 from normcourse.train import Record
 

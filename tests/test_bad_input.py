@@ -25,7 +25,8 @@ from test_data import write_batches
 from normcourse import CourseError, default_settings, fit, load_data
 from normcourse import cli as cli_module
 from normcourse import data as data_module
-from normcourse.model import NORMS, build
+from normcourse.model import build
+from normcourse.norm import NORMS
 from normcourse.report import RESULTS, find_records, write_report
 from normcourse.train import read_record
 
