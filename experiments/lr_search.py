@@ -1,6 +1,6 @@
 """Search each norm's peak learning rate on the validation split: python experiments/lr_search.py --data PATH
 
-Every norm gets the same trials: 3 epochs at 0.006, 0.012 and 0.024, and one more rate beyond the edge as long as the
+Every norm gets the same trials: 3 epochs at 0.015, 0.03 and 0.06, and one more rate beyond the edge as long as the
 best lies on it. The records go to experiments/lr_search; a second call only reads them. No test image is touched.
 """
 
@@ -11,7 +11,7 @@ from normcourse import default_settings, fit, load_data
 from normcourse.data import Data
 
 FOLDER = Path(__file__).with_suffix("")
-EPOCHS, RATES, FACTOR = 3, (0.006, 0.012, 0.024), 2
+EPOCHS, RATES, FACTOR = 3, (0.015, 0.03, 0.06), 2
 
 
 def search(norm: str, data: Data) -> float:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,24 @@ def publish(runs: str | Path, source: str | None = None, root: Path | None = Non
     lowest = [group[0] for group in groups(list(records.values()))]  # the lowest seed of each network
     first = {path: record for path, record in records.items() if any(record is one for one in lowest)}
     names = _pictures(first, root / "images", data, short=True)
+    _lessons(root / "images")
     before, after = text.split(START)[0], text.split(END)[1]
     body = _readme(list(records.values()), names)
     write_file(readme, lambda file: file.write(f"{before}{START}\n{body}\n{END}{after}".encode()))
     return f"published {len(records)} records, {len(names)} pictures and the README's results section"
+
+
+def _lessons(folder: Path) -> None:
+    """The README's pictures of the lessons: the cube, and the figure of each miniature."""
+    from matplotlib import pyplot
+
+    from normcourse import cube, miniatures
+
+    cube.save_figures(folder)
+    for name, draw in miniatures.DRAW.items():
+        figure = draw(miniatures.miniature(name))
+        write_file(folder / f"miniature-{name}.png", partial(figure.savefig, format="png"))
+        pyplot.close(figure)
 
 
 def _publishable(record: Record) -> bool:
