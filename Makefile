@@ -1,9 +1,11 @@
 # make train: set up and train (options: make train ARGS="--norm bn --epochs 2")
-# make test: set up and test     make lab: open the notebooks     make clean: remove what these made
+# make test: set up and test (with the oldest packages: make test PYTHON=python3.10 PIP="-c constraints-oldest.txt")
+# make lab: open the notebooks     make clean: remove what these made
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 ARGS ?=
+PIP ?=
 
 .PHONY: train test lab clean
 train: $(VENV)/installed
@@ -12,7 +14,7 @@ train: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy normcourse
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest tests --cov=normcourse --cov-report=term-missing
 	$(RUN) -m pytest --nbval --nbval-current-env notebooks
 
 lab: $(VENV)/installed
@@ -22,8 +24,8 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12 ...')"
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch and the rest into $(VENV): some minutes, several GB, once"
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt $(PIP) -e .
 	@echo ok > $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .coverage .ruff_cache .mypy_cache .hypothesis

@@ -425,7 +425,7 @@ def _download(auto: bool) -> Path:
                 raise OSError(f"not tried, {AUTO_SECONDS} s had passed")
             write_file(cache_folder() / ARCHIVE, partial(_fetch, url, patience=patience, auto=auto))
             return cache_folder() / ARCHIVE
-        except (OSError, ValueError) as error:  # ValueError: headers that make no sense
+        except (OSError, ValueError) as error:  # ValueError: moved to an address that is none
             tried.append(f"{url} ({_reason(error)})")
             patience -= time.monotonic() - started
     raise CourseError(
@@ -446,9 +446,8 @@ def _fetch(url: str, file: Any, *, patience: float, auto: bool) -> None:
     timeouts = (CONNECT_SECONDS, min(STALL_SECONDS, wait))
     response = _within(wait, lambda: requests.get(url, stream=True, timeout=timeouts))
     response.raise_for_status()
-    digest, total, started = hashlib.sha256(), int(response.headers.get("Content-Length", 0)), time.monotonic()
-    received = 0
-    bar = tqdm(total=total or None, desc=f"CIFAR-10 from {url.split('/')[2]}", unit="B", unit_scale=True)
+    digest, received, started = hashlib.sha256(), 0, time.monotonic()
+    bar = tqdm(total=ARCHIVE_BYTES, desc=f"CIFAR-10 from {url.split('/')[2]}", unit="B", unit_scale=True)
     with response, bar:
         for chunk in _chunks(response):
             digest.update(chunk)
@@ -458,8 +457,8 @@ def _fetch(url: str, file: Any, *, patience: float, auto: bool) -> None:
             if received > ARCHIVE_BYTES:  # it might never end
                 raise OSError(f"altered: more than {ARCHIVE_BYTES} bytes")
             elapsed = time.monotonic() - started
-            if auto and elapsed > STALL_SECONDS and total / received * elapsed > AUTO_ETA:
-                raise OSError(f"too slow: {total / received * elapsed / 60:.0f} minutes; --data cifar10 waits for it")
+            if auto and elapsed > STALL_SECONDS and (whole := ARCHIVE_BYTES / received * elapsed) > AUTO_ETA:
+                raise OSError(f"too slow: {whole / 60:.0f} minutes; --data cifar10 waits for it")
     if digest.hexdigest() != ARCHIVE_SHA256:
         raise OSError(f"cut short or altered: {received} bytes, wrong SHA-256")
 

@@ -281,10 +281,11 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
         "reference",
         "bn",
     )  # bf16 does not pay for 5,882 p
+    bf16 = has_fast_bf16(device) and not small
     return {
         "model": model, "forward": parallel.wrap(model), "optimizer": make_optimizer(model, settings), "history": [],
-        "memory_format": memory_format,
-        "generator": torch.Generator().manual_seed(settings.seed), "bf16": has_fast_bf16(device) and not small,
+        "memory_format": memory_format, "bf16": bf16, "generator": torch.Generator().manual_seed(settings.seed),
+        "origin": _origin(device, bf16, memory_format), "earlier": [],
     }  # fmt: skip
 
 
@@ -355,6 +356,7 @@ def _state(run: dict[str, Any]) -> dict[str, Any]:
         "model": run["model"].state_dict(),
         "optimizer": run["optimizer"].state_dict(),
         "history": run["history"],
+        "origins": [*run["earlier"], run["origin"]],
         **random,
     }
 
@@ -369,6 +371,7 @@ def _resume(run: dict[str, Any], path: Path) -> None:
         run["model"].load_state_dict(state["model"])
         run["optimizer"].load_state_dict(state["optimizer"])
         run["history"] = state["history"]
+        run["earlier"] = [origin for origin in state.get("origins", []) if origin != run["origin"]]
         run["generator"].set_state(state["generator"])
         torch.set_rng_state(state["cpu"])
         if "cuda" in state and torch.cuda.is_available():
@@ -398,10 +401,18 @@ def make_record(run: dict[str, Any], settings: Settings, data: Data, device: tor
         "flip_accuracy": _percent(averaged, data.test_labels),  # of image and mirror image averaged; not the result
         "mistakes": mistakes(logits, data.test_labels),
         "seconds": sum(epoch["seconds"] for epoch in run["history"]),  # of training, evaluation apart
+        **run["origin"], "resumed_from": run["earlier"],  # the other machines or versions that trained its first epochs
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def _origin(device: torch.device, bf16: bool, memory_format: torch.memory_format) -> dict[str, Any]:
+    """What the figures of a run depend on beside its settings and data."""
+    return {
         "device": _device_name(device), "threads": torch.get_num_threads(),
-        "precision": "bf16 autocast" if run["bf16"] else "fp32", "memory_format": str(run["memory_format"]).split(".")[1],
-        "versions": {"normcourse": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "system": platform.system(), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "precision": "bf16 autocast" if bf16 else "fp32", "memory_format": str(memory_format).split(".")[1],
+        "versions": {"normcourse": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "system": platform.system(),
     }  # fmt: skip
 
 

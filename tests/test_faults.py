@@ -16,6 +16,7 @@ from test_train import same, settings
 
 from normcourse import CourseError, default_settings, fit
 from normcourse import data as data_module
+from normcourse import train as train_module
 from normcourse.cli import main
 from normcourse.train import read_record, run_name
 
@@ -238,6 +239,24 @@ def test_the_stop_button_of_a_notebook(tmp_path):
     (path,) = tmp_path.glob("*.json")
     history = read_record(path)["history"]
     assert len(history) == 20 and history[: len(kept)] == kept  # seconds and all: not one epoch was trained again
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(small, tmp_path, monkeypatch):
+    chosen, epoch, elsewhere = default_settings("reference", epochs=2), train_module._train_epoch, "another machine"
+
+    def interrupted(run, *rest):
+        if run["history"]:
+            raise KeyboardInterrupt
+        return epoch(run, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_train_epoch", interrupted)
+        patch.setattr(train_module, "_device_name", lambda _: elsewhere)
+        with pytest.raises(KeyboardInterrupt):
+            fit(chosen, small, tmp_path, "cpu", False)
+    record = fit(chosen, small, tmp_path, "cpu", False)
+    assert [origin["device"] for origin in record["resumed_from"]] == [elsewhere] and record["device"] != elsewhere
+    assert fit(chosen, small, None, "cpu", False)["resumed_from"] == []
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(small, tmp_path):
