@@ -51,17 +51,20 @@ def toy_images() -> torch.Tensor:
     return x + brightness.view(3, 1, 1, 1) + offset.view(1, 4, 1, 1)
 
 
-def show(fig, alt: str) -> None:
-    """Display a figure as a PNG of 256 colours (small); its text form is the description, the same on every machine."""
+def show(fig, alt: str, photo: bool = False) -> None:
+    """Display a figure, small: as a PNG of 256 colours, photos as a JPEG. Its text form is the description."""
     from IPython.display import display
     from PIL import Image
 
-    buffer, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=100)
+    drawn, small, kind = io.BytesIO(), io.BytesIO(), "image/jpeg" if photo else "image/png"
+    fig.savefig(drawn, format="png", dpi=100)
     plt.close(fig)
-    Image.open(buffer).convert("RGB").quantize(256, kmeans=1).save(small, "png", optimize=True)
-    png = base64.b64encode(small.getvalue()).decode()
-    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    image = Image.open(drawn).convert("RGB")
+    if photo:
+        image.save(small, "jpeg", quality=90)
+    else:
+        image.quantize(256).save(small, "png", optimize=True)
+    display({kind: base64.b64encode(small.getvalue()).decode(), "text/plain": alt}, raw=True, metadata={kind: {"alt": alt}})
 
 
 def _figure(rows, columns, height, **grid):

@@ -128,13 +128,13 @@ def activations(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str,
 def histograms(stages: dict[str, dict[str, tuple[Tensor, Tensor]]], norm: str) -> Any:
     """Histograms of ``activations``: a row for each stage of the training, a column for each layer; grey is before."""
     with styled() as plt:
-        size = {"figsize": (10, 2.4 * len(stages) + 0.4), "squeeze": False, "sharex": "row"}
+        size = {"figsize": (10, 2.4 * len(stages) + 0.4), "squeeze": False}
         figure, axes = plt.subplots(len(stages), len(next(iter(stages.values()))), layout="constrained", **size)
         for row, (stage, layers) in zip(axes, stages.items(), strict=True):
             row[0].set_ylabel(stage)
-            limit = 3 * max(values.std().item() for pair in layers.values() for values in pair)
-            places = torch.linspace(-limit, limit, 100)
             for axis, (name, pair) in zip(row, layers.items(), strict=True):
+                limit = 2.5 * max(values.std().item() for values in pair)
+                places = torch.linspace(-limit, limit, 100)
                 before, after = (torch.histc(values, 100, -limit, limit) for values in pair)
                 axis.fill_between(places, before / before.max(), color="0.75")
                 axis.plot(places, after / after.max(), color=COLORS[norm])
