@@ -105,8 +105,8 @@ class Point(NamedTuple):
 def scaled_rate(norm: str, batch_size: int) -> float:
     """The recipe's learning rate, scaled from its batch size to another.
 
-    AdamW divides a gradient by its own size (and Muon does likewise), which for small batches is noise that falls with the root of the batch size:
-    so the root (Malladi et al. 2022). SGD: in proportion (Goyal et al. 2017). Betas and weight_decay stay.
+    AdamW and Muon divide a gradient by its own size, which for small batches is noise that falls with the root of the
+    batch size: so the root (Malladi et al. 2022). SGD: in proportion (Goyal et al. 2017). Betas and weight_decay stay.
     """
     recipe = default_settings(norm=norm)
     return recipe.lr * (batch_size / recipe.batch_size) ** (1 if recipe.optimizer == "sgd" else 0.5)

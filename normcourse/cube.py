@@ -64,7 +64,9 @@ def show(fig, alt: str, photo: bool = False) -> None:
         image.save(small, "jpeg", quality=90)
     else:
         image.quantize(256).save(small, "png", optimize=True)
-    display({kind: base64.b64encode(small.getvalue()).decode(), "text/plain": alt}, raw=True, metadata={kind: {"alt": alt}})
+    display(
+        {kind: base64.b64encode(small.getvalue()).decode(), "text/plain": alt}, raw=True, metadata={kind: {"alt": alt}}
+    )
 
 
 def _figure(rows, columns, height, **grid):

@@ -71,11 +71,11 @@ class _ChannelsLast(torch.autograd.Function):
         else:
             pixels = _pixels(x)
             mean = _group_mean(_sums(pixels), groups, h * w)  # (N, G)
-            centred, rest = _minus(pixels, _spread(mean, c)), _spread(_rest(mean), c)
+            y = torch.empty_like(x)  # not a view of a result: those cannot be changed in place behind a Function
+            centred, rest = _minus(pixels, _spread(mean, c), out=_pixels(y)), _spread(_rest(mean), c)
             rstd = (_group_mean(_sums(centred * centred), groups, h * w) - _rest(mean) ** 2 + eps).rsqrt()
             scale = _spread(rstd, c) * weight  # (N, C)
-            y = torch.empty_like(x)  # not a view of a result: those cannot be changed in place behind a Function
-            _minus(centred.mul_(scale.to(x.dtype)[:, None]), rest * scale - bias, out=_pixels(y))
+            _minus(centred.mul_(scale.to(x.dtype)[:, None]), rest * scale - bias, out=centred)
         ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
@@ -92,7 +92,7 @@ class _ChannelsLast(torch.autograd.Function):
         of_dy = _spread(rstd, c) * weight
         dx = centred.mul_(_spread(of_x, c).to(x.dtype)[:, None])
         dx += torch.mul(dy, of_dy.to(x.dtype)[:, None], out=product)
-        return _image(_minus(dx, _spread(shift, c)), x), None, d_weight.sum(0), d_bias.sum(0), None
+        return _image(_minus(dx, _spread(shift, c), out=dx), x), None, d_weight.sum(0), d_bias.sum(0), None
 
 
 def _pixels(x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, H * W, C), a view
