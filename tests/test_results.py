@@ -1,5 +1,6 @@
 """The published figures: README, records, weights and the lr search agree with each other and with what is run."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -76,8 +77,26 @@ def test_default_learning_rates_are_the_best_of_the_recorded_search():
         found[record["settings"]["lr"]] = record["history"][-1]["val_accuracy"]
     assert {"bn", "ln", "gn"} <= set(searched)
     for norm, accuracy in searched.items():
-        best = max(accuracy, key=accuracy.__getitem__)
+        best = experiment("lr_search").choose(accuracy)
         assert LEARNING_RATES[norm] == best and min(accuracy) < best < max(accuracy), norm
+
+
+def experiment(name):
+    """The module experiments/NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_best_rate_is_taken_unless_the_middle_one_is_as_good():
+    choose = experiment("lr_search").choose
+    assert choose({0.015: 78.4, 0.03: 78.3, 0.06: 70}) == 0.03
+    assert choose({0.015: 78.9, 0.03: 78.3, 0.06: 70}) == 0.015 and choose({0.015: 70}) == 0.015
+
+
+def test_the_page_of_experiments_shows_their_record():
+    assert experiment("levers").table() in (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_norm_has_a_name_for_the_reader():

@@ -39,6 +39,10 @@ def test_the_record_says_everything(norm, small, tmp_path):
     assert sum(map(sum, record["confusion"])) == len(small.test_labels)
     correct = sum(row[i] for i, row in enumerate(record["confusion"]))
     assert record["history"][-1]["test_accuracy"] == 100 * correct / len(small.test_labels)
+    model = NormNet(norm).eval()
+    model.load_state_dict(torch.load(next(tmp_path.glob("*.pt")), weights_only=True))
+    both = sum(predict(model, images, small).softmax(1) for images in (small.test_images, small.test_images.flip(3)))
+    assert record["flip_accuracy"] == 100 * (both.argmax(1) == small.test_labels).sum().item() / len(small.test_labels)
     name = run_name(settings(norm, epochs=2), small)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.json", f"{name}.pt"]
 
@@ -165,8 +169,8 @@ def test_schedules():
 
 def test_norms_and_biases_of_normnet_are_not_decayed():
     net = NormNet("gn")
-    decayed, free = make_optimizer(net, settings("gn")).param_groups
-    assert decayed["weight_decay"] == settings().weight_decay and free["weight_decay"] == 0
+    *decayed, free = make_optimizer(net, settings("gn")).param_groups
+    assert {group["weight_decay"] for group in decayed} == {settings().weight_decay} and free["weight_decay"] == 0
     assert {p.ndim for p in free["params"]} == {1} and len(free["params"]) == 21  # ten norms, and C10's bias
 
 
@@ -245,8 +249,8 @@ def test_settings_are_complete_in_the_command():
     options = vars(make_parser().parse_args(words))
     for unused in ("command", "runs", "device"):
         options.pop(unused)
-    (norm,) = options.pop("norm")
-    assert default_settings(norm=norm, **options) == changed
+    (norm,), (seed,) = options.pop("norm"), options.pop("seed")
+    assert default_settings(norm=norm, seed=seed, **options) == changed
     published = command(
         vars(default_settings("reference", "bn", batch_size=128))
     )  # 128 is Settings' default, not the recipe's
