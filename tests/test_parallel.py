@@ -45,7 +45,7 @@ def both(tmp_path_factory):
         for r in range(2)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=300)[0] for process in processes]
+        said = [process.communicate(timeout=900)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -151,6 +151,23 @@ def test_devices_that_several_processes_cannot_have(monkeypatch):
         parallel.start(torch.device("mps"))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_lost_process_is_one_line_and_any_other_error_is_shown_whole(count, tmp_path, monkeypatch, capsys):
+    def lost(*_):
+        monkeypatch.setattr(parallel, "place", lambda: (0, count))
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:2100\nmore")
+
+    monkeypatch.setattr("normcourse.cli.fit", lost)
+    words = ["train", "--data", "digits", "--runs", str(tmp_path), "--device", "cpu"]
+    if count == 1:
+        with pytest.raises(RuntimeError):
+            main(words)
+        return
+    assert main(words) == 1
+    expected = r"error: another process of this run ended \(.*by peer \[127.0.0.1\]:2100\); the same command goes on .*\n"
+    assert re.fullmatch(expected, capsys.readouterr().err)
+
+
 # --- the command, by torchrun
 
 
@@ -172,7 +189,7 @@ def workers(process):
 def ended(process):
     """What a run printed, and its exit status; a run that hangs is killed and fails the test."""
     try:
-        return *process.communicate(timeout=240), process.returncode
+        return *process.communicate(timeout=600), process.returncode
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -182,7 +199,7 @@ def ended(process):
 def test_a_killed_worker_ends_the_run_and_the_next_start_goes_on(tmp_path):
     folder, runs = make_folder(tmp_path / "insects", count=24), tmp_path / "runs"
     process = torchrun(folder, runs)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list(runs.glob("*/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(workers(process)[1], signal.SIGKILL)
