@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
+        parallel.leave_it_to_the_first()
         print(f"error: {' '.join(message.split())} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
