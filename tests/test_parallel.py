@@ -167,7 +167,9 @@ def test_a_lost_process_is_one_line_and_any_other_error_is_shown_whole(count, tm
             main(words)
         return
     assert main(words) == 1
-    expected = r"error: another process of this run ended \(.*by peer \[127.0.0.1\]:2100\); the same command goes on .*\n"
+    expected = (
+        r"error: another process of this run ended \(.*by peer \[127.0.0.1\]:2100\); the same command goes on .*\n"
+    )
     assert re.fullmatch(expected, capsys.readouterr().err)
 
 
