@@ -11,7 +11,7 @@ from typing import Any
 
 from normcourse import plot
 from normcourse.data import write_file
-from normcourse.model import NORMS
+from normcourse.norm import NORMS
 
 HERE = Path(__file__).resolve().parent
 BLOCKS = ("targets", "step", "evaluate", "machine", "memory", "accuracy", "grow", "gpu")

@@ -31,7 +31,7 @@ from race import race
 from normcourse import __version__, load_data
 from normcourse.cli import Parser
 from normcourse.data import CourseError, Data
-from normcourse.model import NORMS
+from normcourse.norm import NORMS
 from normcourse.train import _device_name, pick_device, write_record
 
 RESULTS, TOYS = Path(__file__).with_name("results"), Path("runs/benchmark-toys")

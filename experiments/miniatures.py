@@ -54,8 +54,8 @@ from normcourse.norm import NORMS
 from normcourse.train import Record, Settings, _percent, run_name, write_record
 
 IMAGES_EPOCHS = {  # one epoch where no curve is needed: more images for as many samples seen
-    "rates": (6_000, 1), "groups": (6_000, 1), "layer_norms": (6_000, 1), "batch_size": (6_000, 1),
-    "bn_rates": (4_000, 4), "norms": (6_000, 2),
+    "rates": (5_000, 1), "groups": (5_000, 1), "layer_norms": (5_000, 1), "batch_size": (5_000, 1),
+    "bn_rates": (3_000, 4), "norms": (5_000, 2),
 }  # fmt: skip
 TINY = (40, 1)  # of every miniature, with --preliminary
 VALIDATION = 2_000  # training images that no miniature trains on
