@@ -189,5 +189,6 @@ def _show_pixels(axis: Any, image: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    for path in sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("0[1-3]_*.ipynb")):
-        address_notebook(path)
+    for path in sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("0?_*.ipynb")):
+        if not path.stem.endswith("solutions"):
+            address_notebook(path)
