@@ -44,7 +44,11 @@ def test_the_wheel_holds_the_library_its_records_and_weights(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("normcourse/")}
     modules = {f"normcourse/{path.name}" for path in (ROOT / "normcourse").glob("*.py")}
-    kept = {f"normcourse/results/{path.name}" for path in RESULTS.iterdir() if path.suffix in (".json", ".pt")}
+    kept = {
+        f"normcourse/results/{path.relative_to(RESULTS).as_posix()}"
+        for path in RESULTS.rglob("*.*")
+        if path.suffix in (".json", ".pt")
+    }
     assert held == modules | kept and any(name.endswith(".pt") for name in kept)
 
 
