@@ -228,7 +228,7 @@ def figures(records: dict[str, Record]) -> dict[str, Any]:
 
 def draw_step(result: Record) -> Any:
     """Bars: medians; dots: each round."""
-    with plot._style() as plt:
+    with plot.styled() as plt:
         figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
         kinds = list(next(iter(result["norms"].values()))["medians"])
         for i, kind in enumerate(kinds):
@@ -245,7 +245,7 @@ def draw_step(result: Record) -> Any:
 
 def draw_accuracy(result: Record) -> Any:
     """Test accuracy against seconds of training."""
-    with plot._style() as plt:
+    with plot.styled() as plt:
         figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
         for name, marker in (("ours", "o"), ("plain", "s")):
             seconds, passed = [], 0.0
@@ -266,7 +266,7 @@ def draw_grow(result: Record, axis: str) -> Any:
     """Time (left) and peak memory (right); for images an epoch, else an image."""
     points = result[axis]
     values = [p["value"] for p in points]
-    with plot._style() as plt:
+    with plot.styled() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
         each = [1 if axis == "images" else 1e6 / p["images"] for p in points]
         for p, factor in zip(points, each, strict=True):
