@@ -171,7 +171,7 @@ def test_a_run_that_is_stopped_keeps_what_is_finished(tmp_path, monkeypatch):
 
 def test_a_diverged_run_is_recorded_as_guessing(digits, tmp_path):
     part = script.subset(digits, 40, 40)
-    settings = default_settings(norm="none", lr=1e30, epochs=3, batch_size=8, schedule="step")
+    settings = default_settings(norm="none", lr=1e8, epochs=3, batch_size=8, schedule="step")
     result = script.run(script.Point(settings, 40), part, tmp_path)
     assert result["diverged"] and result["val_accuracy"] == result["train_accuracy"] == [10.0] * 3
     assert script.run(script.Point(settings, 40), part, tmp_path) == result
