@@ -14,8 +14,8 @@ CASES = {  # 80 images: the last batch is odd (26) or short (16), or of one imag
     "gn": {"norm": "gn", "batch_size": 27, "num_groups": 4},
     "ln one left": {"norm": "ln", "batch_size": 79},
     # SGD: Muon and AdamW make a difference in the last digits of a gradient larger, and BN's other order of sums has one
-    "bn": {"norm": "bn", "batch_size": 32, "optimizer": "sgd", "lr": 0.05},
-    "bn one left": {"norm": "bn", "batch_size": 79, "epochs": 1, "optimizer": "sgd", "lr": 0.05},
+    "bn": {"norm": "bn", "batch_size": 32, "optimizer": "sgd", "lr": 0.005},
+    "bn one left": {"norm": "bn", "batch_size": 79, "epochs": 1, "optimizer": "sgd", "lr": 0.005},
     "reference with l1": {"net": "reference", "norm": "ln", "multiplier": 1, "batch_size": 33, "lr": 0.01},
 }  # fmt: skip
 
