@@ -8,8 +8,9 @@ experiments/lr_search; a second call only reads them. No test image is touched.
 import argparse
 from pathlib import Path
 
-from normcourse import default_settings, fit, load_data
+from normcourse import CourseError, default_settings, fit, load_data
 from normcourse.data import Data
+from normcourse.norm import NORMS
 
 FOLDER = Path(__file__).with_suffix("")
 EPOCHS, RATES, FACTOR, NOISE = 3, (0.015, 0.03, 0.06), 2, 0.5  # NOISE in points of accuracy
@@ -27,8 +28,13 @@ def search(norm: str, data: Data) -> float:
     rates = list(RATES)
     while rates:
         lr = rates.pop(0)
-        record = fit(default_settings(norm=norm, lr=lr, epochs=EPOCHS, validate=True), data, FOLDER)
-        accuracy[lr] = record["history"][-1]["val_accuracy"]
+        try:
+            record = fit(default_settings(norm=norm, lr=lr, epochs=EPOCHS, validate=True), data, FOLDER)
+            accuracy[lr] = record["history"][-1]["val_accuracy"]
+        except CourseError as error:
+            if "no longer finite" not in str(error):
+                raise
+            accuracy[lr] = 0.0  # and no record
         print(f"{norm} lr {lr:<7g} validation accuracy {accuracy[lr]:.2f} %", flush=True)
         best = choose(accuracy)
         if not rates and best in (min(accuracy), max(accuracy)):
@@ -39,7 +45,7 @@ def search(norm: str, data: Data) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="source of the images (default: $NORMCOURSE_DATA, else auto)")
-    parser.add_argument("--norm", nargs="+", default=["bn", "ln", "gn"])
+    parser.add_argument("--norm", nargs="+", default=list(NORMS), choices=list(NORMS))
     arguments = parser.parse_args()
     images = load_data(arguments.data)
     for name in arguments.norm:
