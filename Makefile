@@ -15,7 +15,7 @@ test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy normcourse
 	$(RUN) -m pytest tests --cov=normcourse --cov-report=term-missing
-	$(RUN) -m pytest --nbval --nbval-current-env notebooks
+	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
 lab: $(VENV)/installed
 	$(RUN) -m jupyter lab notebooks

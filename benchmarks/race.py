@@ -109,7 +109,9 @@ def better_workers(data: Data, norm: str, size: Figures, device: torch.device) -
 
 def save(runs: dict[str, Figures], checkpoint: Path) -> None:
     state: Figures = {"random": torch.get_rng_state(), "generator": runs["ours"]["generator"].get_state()}
-    state |= {"workers": runs["plain"]["workers"], "scheduler": runs["plain"]["scheduler"].state_dict()}
+    schedule = runs["plain"]["scheduler"].state_dict()
+    schedule = {key: value for key, value in schedule.items() if not callable(value)}  # PyTorch 2.3 adds its function
+    state |= {"workers": runs["plain"]["workers"], "scheduler": schedule}
     for name, run in runs.items():
         state[name] = [run["model"].state_dict(), run["optimizer"].state_dict(), run["history"]]
     write_file(checkpoint, lambda file: torch.save(state, file))

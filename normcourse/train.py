@@ -279,7 +279,7 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
     memory_format = torch.channels_last  # convolutions and pooling are faster in it, on a CPU and a GPU
     if settings.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(device).to(memory_format=memory_format)
+    model = model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]  # old stubs lack it
     small = device.type == "cpu" and (settings.net, settings.norm) == (
         "reference",
         "bn",
