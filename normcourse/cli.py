@@ -27,36 +27,41 @@ def make_parser() -> Parser:
     """The commands and their options; what is left out comes from the recipe of the network and norm."""
     parser = Parser(prog="python -m normcourse", description="Train and compare normalizations on CIFAR-10.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report}")
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    sources = "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or the path of a folder of images"
+    _add_train(commands)
+    told = "Write the results table (report.md) and the pictures beside the runs."
+    tell = commands.add_parser("report", help="turn the records into the results table and the pictures", description=told)
+    tell.add_argument("--runs", default="runs", help="folder that holds the runs (default: runs)")
+    tell.add_argument("--data", help="where the images are (default: $NORMCOURSE_DATA, or where they are found)")
+    published = "write images/, the README's results section and normcourse/results; CIFAR-10 only"
+    tell.add_argument("--publish", action="store_true", help=published)
+    return parser
 
+
+def _add_train(commands: Any) -> None:
     train = commands.add_parser(
-        "train",
-        help="train networks, print their accuracies and draw the pictures",
-        formatter_class=formatter,
+        "train", help="train networks, print their accuracies and draw the pictures",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Train one network for each norm and seed. A run that was interrupted goes on from its last epoch; a finished"
         " one is only read. What is not given comes from the recipe of the network and norm: in brackets, for normnet;"
         " and for the reference designs, where it differs.",
         epilog="Examples: train --norm bn --epochs 2; train --data path/to/images; train --net reference --norm ln gn"
         " --multiplier 1; train --seed 0 1 2, for the mean and standard deviation."
         " Two processes that share each batch: torchrun --nproc-per-node 2 -m normcourse train.",
-    )
-    usual = default_settings()
-    nets = "the course's network, or the published designs with their published recipe"
-    train.add_argument("--net", choices=("normnet", "reference"), default="normnet", help=nets)
+    )  # fmt: skip
+    usual, add, unset = default_settings(), train.add_argument, argparse.SUPPRESS
     norms = "; ".join(f"{key}: {name}" for key, name in NORMS.items())
-    train.add_argument("--norm", nargs="+", choices=list(NORMS), default=["bn", "ln", "gn"], metavar="NORM", help=norms)
-    train.add_argument("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=argparse.SUPPRESS)
-    train.add_argument("--runs", default="runs", help="folder for records, weights, checkpoints and pictures")
-    train.add_argument("--device", default="auto", help="auto (CUDA if there, else CPU), cpu, cuda or mps")
-    train.add_argument(
-        "--seed", nargs="+", type=int, default=[usual.seed], help="draws weights and batches; a run for each"
-    )
+    sources = "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or the path of a folder of images"
+    nets = "the course's network, or the published designs with their published recipe"
     held_out = "hold a tenth of the training images out and evaluate on it; the test set is not touched"
-    train.add_argument("--validate", action="store_true", help=held_out)
-    train.add_argument("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
-    whole = "under torchrun, Batch Norm takes its statistics from the whole batch (GPUs only)"
-    train.add_argument("--sync-bn", action="store_true", help=whole)
+    add("--net", choices=("normnet", "reference"), default="normnet", help=nets)
+    add("--norm", nargs="+", choices=list(NORMS), default=["bn", "ln", "gn"], metavar="NORM", help=norms)
+    add("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=unset)
+    add("--runs", default="runs", help="folder for records, weights, checkpoints and pictures")
+    add("--device", default="auto", help="auto (CUDA if there, else CPU), cpu, cuda or mps")
+    add("--seed", nargs="+", type=int, default=[usual.seed], help="draws weights and batches; a run for each")
+    add("--validate", action="store_true", help=held_out)
+    add("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
+    add("--sync-bn", action="store_true", help="under torchrun, Batch Norm takes its statistics from the whole batch (GPUs only)")
     for name, kind, text in (
         ("epochs", int, f"1 to 20 ({usual.epochs})"),
         ("lr", float, "peak learning rate (tuned for each norm)"),
@@ -70,20 +75,8 @@ def make_parser() -> Parser:
         ("l1", float, "times the sum of all |weights|, added to the loss (0; 5e-4)"),
         ("shift", int, f"pixels an image is moved at most ({usual.shift}; 0)"),
     ):  # fmt: skip
-        train.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS, help=text)
-    flip = "mirror half of the images (yes; no)"
-    train.add_argument("--flip", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=flip)
-
-    tell = commands.add_parser(
-        "report",
-        help="turn the records into the results table and the pictures",
-        description="Write the results table (report.md) and the pictures beside the runs.",
-    )
-    tell.add_argument("--runs", default="runs", help="folder that holds the runs (default: runs)")
-    tell.add_argument("--data", help="where the images are (default: $NORMCOURSE_DATA, or where they are found)")
-    published = "write images/, the README's results section and normcourse/results; CIFAR-10 only"
-    tell.add_argument("--publish", action="store_true", help=published)
-    return parser
+        add(f"--{name.replace('_', '-')}", type=kind, default=unset, help=text)
+    add("--flip", action=argparse.BooleanOptionalAction, default=unset, help="mirror half of the images (yes; no)")
 
 
 def _check_folder(runs: str) -> None:
@@ -96,12 +89,10 @@ def _check_folder(runs: str) -> None:
 
 def train(options: dict[str, Any]) -> None:
     """Check every setting before anything is loaded, train one run for each norm, and report."""
-    norms, runs, device = options.pop("norm"), options.pop("runs"), options.pop("device")
+    norms, seeds, runs, device = (options.pop(name) for name in ("norm", "seed", "runs", "device"))
     source = options.pop("data", None)
-    seeds = options.pop("seed")
-    settings = [
-        default_settings(norm=norm, seed=s, **options) for s in dict.fromkeys(seeds) for norm in dict.fromkeys(norms)
-    ]
+    norms, seeds = dict.fromkeys(norms), dict.fromkeys(seeds)  # what is given twice counts once
+    settings = [default_settings(norm=norm, seed=seed, **options) for seed in seeds for norm in norms]
     parallel.check_sync_bn(options["sync_bn"], pick_device(device))
     parallel.start(pick_device(device))
     data = parallel.from_first(lambda: load_data(source))
@@ -117,9 +108,8 @@ def train(options: dict[str, Any]) -> None:
         run = folder / run_name(Settings(**record["settings"]), data)
         if not run.with_suffix(".pt").exists():
             tell(f"note: {run}.pt, the weights, is missing; delete {run.name}.json to train this run again")
-        last = record["history"][-1]
-        name = "val" if each.validate else "test"
-        accuracies = f"train {last['train_accuracy']:.2f} %, {name} {last[f'{name}_accuracy']:.2f} %"
+        last, held_out = record["history"][-1], "val" if each.validate else "test"
+        accuracies = f"train {last['train_accuracy']:.2f} %, {held_out} {last[f'{held_out}_accuracy']:.2f} %"
         tell(f"{each.net} {each.norm}: {accuracies}, {record['parameters']:,} parameters, {record['seconds']:,.0f} s")
     tell(f"\n## {data.name}\n\n{parallel.from_first(lambda: write_report(folder, data))}\nTable and pictures: {folder}")
 

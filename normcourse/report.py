@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 import statistics
 from functools import partial
 from pathlib import Path
@@ -43,9 +42,9 @@ def read_records(folder: str | Path) -> dict[Path, Record]:
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    settings, norms = record["settings"], list(plot.NORMS)
-    return (record["data"], record["copy"], settings["net"], norms.index(settings["norm"]), record["parameters"],
-            settings["seed"], record["command"])  # fmt: skip
+    settings = record["settings"]
+    network = (settings["net"], list(plot.NORMS).index(settings["norm"]), record["parameters"])
+    return (record["data"], record["copy"], *network, settings["seed"], record["command"])
 
 
 def groups(records: list[Record]) -> list[list[Record]]:
@@ -59,23 +58,17 @@ def groups(records: list[Record]) -> list[list[Record]]:
 
 def table(records: list[Record]) -> str:
     """The results as a Markdown table, a row for each network: mean and standard deviation over its seeds."""
-    lines = [
-        "| network | norm | parameters | epochs | lr | seeds | train accuracy (%) | test accuracy (%) "
-        "| flip-averaged (%) | seconds |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    columns = "network, norm, parameters, epochs, lr, seeds, train accuracy (%), test accuracy (%), flip-averaged (%), seconds"
+    lines = [f"| {columns.replace(', ', ' | ')} |", "|---|---|" + 8 * "--:|"]
     for group in groups(records):
-        settings, parameters = group[0]["settings"], group[0]["parameters"]
+        settings, parameters, last = group[0]["settings"], group[0]["parameters"], [r["history"][-1] for r in group]
         over = " (over the limit)" if parameters >= MAX_PARAMETERS else ""
-        held_out = "val" if settings["validate"] else "test"
-        lines.append(
-            f"| {NETS[settings['net']]} | {plot.label(settings)} "
-            f"| {parameters:,}{over} | {settings['epochs']} | {settings['lr']:g} | {len(group)} "
-            f"| {_mean_std([r['history'][-1]['train_accuracy'] for r in group])} "
-            f"| {_mean_std([r['history'][-1][f'{held_out}_accuracy'] for r in group])}"
-            f"{' (validation)' if settings['validate'] else ''} | {_mean_std([r['flip_accuracy'] for r in group])} "
-            f"| {statistics.mean(r['seconds'] for r in group):,.0f} |"
-        )
+        held_out, note = ("val", " (validation)") if settings["validate"] else ("test", "")
+        row = [NETS[settings["net"]], plot.label(settings), f"{parameters:,}{over}", f"{settings['epochs']}"]
+        row += [f"{settings['lr']:g}", f"{len(group)}", _mean_std([epoch["train_accuracy"] for epoch in last])]
+        row += [_mean_std([epoch[f"{held_out}_accuracy"] for epoch in last]) + note]
+        row += [_mean_std([r["flip_accuracy"] for r in group]), f"{statistics.mean(r['seconds'] for r in group):,.0f}"]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -104,33 +97,36 @@ def write_report(folder: Path, data: Data | None = None) -> str:
 
 def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, short: bool = False) -> list[str]:
     """Draw every picture the records allow (the mistakes only with the images they were made on); returns their names."""
-    names = []
-
-    def save(figure: Any, name: str) -> None:
-        from matplotlib import pyplot
-
-        write_file(folder / name, lambda file: figure.savefig(file, format="png"))
-        pyplot.close(figure)
-        names.append(name)
-
-    for net in ("normnet", "reference"):
+    names: list[str] = []
+    for net in NETS:
         chosen = {p: r for p, r in records.items() if r["settings"]["net"] == net}
-        for copy in sorted({r["copy"] for r in chosen.values()}):
+        copies = sorted({r["copy"] for r in chosen.values()})
+        for copy in copies:
             shown = _typical([r for r in chosen.values() if r["copy"] == copy])
-            suffix = f"-{net}" + (f"-{copy.split()[-1]}" if len({r["copy"] for r in chosen.values()}) > 1 else "")
+            suffix = f"-{net}" + (f"-{copy.split()[-1]}" if len(copies) > 1 else "")
             title = f"{shown[0]['data']}, {NETS[net]}"
-            save(plot.curves(shown, title), f"curves{suffix}.png")
-            save(plot.per_class(shown, f"{title}: accuracy by class"), f"per-class{suffix}.png")
+            names.append(_save(plot.curves(shown, title), folder / f"curves{suffix}.png"))
+            bars = plot.per_class(shown, f"{title}: accuracy by class")
+            names.append(_save(bars, folder / f"per-class{suffix}.png"))
         if short:  # published: NormNet's, one of each norm
-            chosen = {p: r for p, r in chosen.items() if net == "normnet" and any(r is one for one in shown)}
+            chosen = {p: r for p, r in chosen.items() if net == "normnet" and r in shown}
         for path, record in chosen.items():
             stem = path.stem.split("-seed")[0] if short else path.stem
             title = f"{NETS[net]}, {plot.label(record['settings'])} on {record['data']}"
-            save(plot.confusion(record, title), f"{stem}-confusion.png")
+            names.append(_save(plot.confusion(record, title), folder / f"{stem}-confusion.png"))
             if data is not None and (data.name, data.copy) == (record["data"], record["copy"]):
-                shown_from = split_validation(data) if record["settings"]["validate"] else data
-                save(plot.misclassified(record["mistakes"], shown_from, title), f"{stem}-mistakes.png")
+                held_out = split_validation(data) if record["settings"]["validate"] else data
+                mistakes = plot.misclassified(record["mistakes"], held_out, title)
+                names.append(_save(mistakes, folder / f"{stem}-mistakes.png"))
     return names
+
+
+def _save(figure: Any, path: Path) -> str:
+    from matplotlib import pyplot
+
+    write_file(path, partial(figure.savefig, format="png"))
+    pyplot.close(figure)
+    return path.name
 
 
 def _typical(records: list[Record]) -> list[Record]:
@@ -138,17 +134,16 @@ def _typical(records: list[Record]) -> list[Record]:
     chosen: dict[tuple[Any, ...], Record] = {}
     for record in sorted(records, key=lambda r: len(changed_settings(r["settings"]))):
         chosen.setdefault(tuple(record["settings"][k] for k in ("norm", "num_groups", "multiplier")), record)
-    return [r for r in records if any(r is c for c in chosen.values())]
+    return sorted(chosen.values(), key=_order)
 
 
 def report(runs: str | Path, source: str | None = None) -> str:
     """Report every data set below ``runs``; pictures of mistakes need its images at hand and download nothing."""
-    texts = []
-    records = read_records(runs)
-    for folder in sorted({path.parent for path in records}):
-        name = next(record["data"] for path, record in records.items() if path.parent == folder)
-        texts.append(f"## {name}\n\n{write_report(folder, _images(name, source))}\nPictures: {folder}")
-    return "\n\n".join(texts)
+    folders = {path.parent: record["data"] for path, record in read_records(runs).items()}
+    return "\n\n".join(
+        f"## {name}\n\n{write_report(folder, _images(name, source))}\nPictures: {folder}"
+        for folder, name in sorted(folders.items())
+    )
 
 
 def _images(name: str, source: str | None) -> Data | None:
@@ -169,47 +164,39 @@ def publish(runs: str | Path, source: str | None = None, root: Path | None = Non
     """
     root = root or Path(__file__).resolve().parent.parent
     readme = root / "README.md"
-    if not readme.exists() or START not in (text := readme.read_text(encoding="utf-8")) or END not in text:
-        raise CourseError(
-            f"{root} is not a checkout with the results markers in its README.md; run this from a checkout"
-        )
-    records = {p: r for p, r in read_records(runs).items() if _publishable(r)}
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if START not in text or END not in text:
+        raise CourseError(f"{root} is not a checkout with the results markers in its README.md; run this from a checkout")
+    records = {path: record for path, record in read_records(runs).items() if _publishable(record)}
     if not records:
-        raise CourseError(
-            f"{runs} holds no final CIFAR-10 run (trained on all images, 1 to {MAX_EPOCHS} epochs); only those are published"
-        )
-    data = _images("CIFAR-10", source)
-    kept = root / "normcourse" / "results"
-    kept.mkdir(parents=True, exist_ok=True)
-    seen: set[tuple[Any, ...]] = set()
-    for path, record in records.items():
-        shutil.copyfile(path, kept / path.name)
-        key = tuple(v for k, v in record["settings"].items() if k != "seed")
-        if key not in seen and path.with_suffix(".pt").exists():  # the weights of one seed per network
-            shutil.copyfile(path.with_suffix(".pt"), kept / path.with_suffix(".pt").name)
-            seen.add(key)
-    (root / "images").mkdir(exist_ok=True)
-    lowest = [group[0] for group in groups(list(records.values()))]  # the lowest seed of each network
-    first = {path: record for path, record in records.items() if any(record is one for one in lowest)}
-    names = _pictures(first, root / "images", data, short=True)
+        final = f"final CIFAR-10 run (trained on all images, 1 to {MAX_EPOCHS} epochs)"
+        raise CourseError(f"{runs} holds no {final}; only those are published")
+    data, lowest = _images("CIFAR-10", source), {}
+    for group in groups(list(records.values())):
+        paths = [path for path, record in records.items() if record in group]
+        weights = [path.with_suffix(".pt") for path in paths if path.with_suffix(".pt").exists()]
+        for path in paths + weights[:1]:  # the weights of one seed per network
+            write_file(root / "normcourse" / "results" / path.name, partial(_copy, path))
+        lowest[paths[0]] = group[0]  # the lowest seed of each network
+    names = _pictures(lowest, root / "images", data, short=True)
     _lessons(root / "images")
-    before, after = text.split(START)[0], text.split(END)[1]
-    body = _readme(list(records.values()), names)
-    write_file(readme, lambda file: file.write(f"{before}{START}\n{body}\n{END}{after}".encode()))
+    body = f"{START}\n{_readme(list(records.values()), names)}\n{END}"
+    text = text.split(START)[0] + body + text.split(END)[1]
+    write_file(readme, lambda file: file.write(text.encode()))
     return f"published {len(records)} records, {len(names)} pictures and the README's results section"
+
+
+def _copy(path: Path, file: Any) -> None:
+    file.write(path.read_bytes())
 
 
 def _lessons(folder: Path) -> None:
     """The README's pictures of the lessons: the cube, and the figure of each miniature."""
-    from matplotlib import pyplot
-
     from normcourse import cube, miniatures
 
     cube.save_figures(folder)
     for name, draw in miniatures.DRAW.items():
-        figure = draw(miniatures.miniature(name))
-        write_file(folder / f"miniature-{name}.png", partial(figure.savefig, format="png"))
-        pyplot.close(figure)
+        _save(draw(miniatures.miniature(name)), folder / f"miniature-{name}.png")
 
 
 def _publishable(record: Record) -> bool:
@@ -221,10 +208,8 @@ def _publishable(record: Record) -> bool:
 def _readme(records: list[Record], pictures: list[str]) -> str:
     """The README's results section: a table and the pictures for each family of networks, and where they come from."""
     parts = []
-    for net, heading in (
-        ("normnet", "NormNet, the course's network"),
-        ("reference", "The published reference designs"),
-    ):
+    headings = {"normnet": "NormNet, the course's network", "reference": "The published reference designs"}
+    for net, heading in headings.items():
         chosen = [r for r in records if r["settings"]["net"] == net]
         if chosen:
             parts += [f"### {heading}", table(chosen), provenance(chosen)]
