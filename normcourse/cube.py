@@ -193,30 +193,27 @@ def draw_entry(norm: str, N: int, C: int, G: int, n: int, c: int, h: int, w: int
 
 
 def explore():
-    """Sliders over :func:`draw_entry`; needs ipywidgets and a running kernel."""
+    """Sliders over :func:`draw_entry`; needs ipywidgets and a running kernel. G offers the divisors of C only."""
     import ipywidgets as widgets
     from IPython.display import display
 
     norm = widgets.ToggleButtons(options=[(NAMES[k], k) for k in AXES])
-    N, C = (widgets.IntSlider(value, 1, top, description=d) for d, value, top in [("N", 3, 4), ("C", 6, 8)])
-    G = widgets.Dropdown(description="G (GN)")
+    N, C = widgets.IntSlider(3, 1, 4, description="N"), widgets.IntSlider(6, 1, 8, description="C")
+    G = widgets.Dropdown(options=[2], description="G (GN)")
     at = {k: widgets.IntSlider(0, 0, 1, description=k) for k in "nchw"}
 
     def limits(*_):
+        before = G.value
+        G.options = [g for g in range(1, C.value + 1) if C.value % g == 0]
+        G.value = max(g for g in G.options if g <= before)
         at["n"].max, at["c"].max = N.value - 1, C.value - 1
-        divisors, before = [g for g in range(1, C.value + 1) if C.value % g == 0], G.value
-        G.options = divisors
-        G.value = before if before in divisors else 1
 
-    def draw(norm, N, C, G, n, c, h, w):
-        G = G if G and C % G == 0 else 1  # while one slider moves, the others may still hold values of the old shape
+    def draw(norm, N, C, G, n, c, h, w):  # while N or C moves, n and c may still point beyond the new shape
         show(draw_entry(norm, N, C, G, min(n, N - 1), min(c, C - 1), h, w), "the chosen entry and its set")
 
+    limits()
     for slider in (N, C):
         slider.observe(limits, "value")
-    limits()
-    G.value = 2
-
     picture = widgets.interactive_output(draw, {"norm": norm, "N": N, "C": C, "G": G, **at})
     display(widgets.VBox([norm, widgets.HBox([N, C, G]), widgets.HBox(list(at.values())), picture]))
 
