@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
-from matplotlib.patches import Polygon, Rectangle
+from matplotlib.patches import Rectangle
 
 from normcourse import plot
 from normcourse.norm import NORMS
@@ -57,16 +57,14 @@ def show(fig, alt: str, photo: bool = False) -> None:
     from IPython.display import display
     from PIL import Image
 
-    drawn, small, kind = io.BytesIO(), io.BytesIO(), "image/jpeg" if photo else "image/png"
+    drawn, small, kind = io.BytesIO(), io.BytesIO(), "jpeg" if photo else "png"
     fig.savefig(drawn, dpi=100)
     plt.close(fig)
     image = Image.open(drawn).convert("RGB")
-    if photo:
-        image.save(small, "jpeg", quality=90)
-    else:
-        image.quantize(256).save(small, "png", optimize=True)
-    picture = {kind: base64.b64encode(small.getvalue()).decode(), "text/plain": alt}
-    display(picture, raw=True, metadata={kind: {"alt": alt}})
+    small_image = image if photo else image.quantize(256)
+    small_image.save(small, kind, quality=90, optimize=True)
+    picture = {f"image/{kind}": base64.b64encode(small.getvalue()).decode(), "text/plain": alt}
+    display(picture, raw=True, metadata={f"image/{kind}": {"alt": alt}})
 
 
 def _figure(rows, columns, height, **grid):
@@ -110,19 +108,15 @@ def draw_toy_batch(x: torch.Tensor = TOY):
 
 def draw_cube(ax, mask: torch.Tensor, color: str, title: str) -> None:
     """Draw the visible faces of a batch (N, C, H, W) as a cube: C to the right, (H, W) upwards, N into the page."""
-    mask = mask.flatten(2)  # (N, C, H*W)
-    (N, C, S), (right, up, depth) = mask.shape, np.array([[1, 0], [0, 1], [0.5, 0.42]])
-
-    def face(corner, side1, side2, inside):
-        points = [corner, corner + side1, corner + side1 + side2, corner + side2]
-        ax.add_patch(Polygon(points, facecolor=color if inside else GRAY, edgecolor="#555555", linewidth=0.8))
-
-    for c, s in np.ndindex(C, S):  # the front
-        face(c * right + s * up, right, up, mask[0, c, s])
-    for c, n in np.ndindex(C, N):  # the top
-        face(c * right + S * up + n * depth, right, depth, mask[n, c, -1])
-    for n, s in np.ndindex(N, S):  # the right side
-        face(C * right + s * up + n * depth, up, depth, mask[n, -1, s])
+    cells = mask.flatten(2).numpy()  # (N, C, H*W)
+    N, C, S = cells.shape
+    n, c, s = (np.arange(size + 1) for size in cells.shape)
+    front = c, s[:, None], cells[0].T
+    top = c + 0.5 * n[:, None], S + 0.42 * n[:, None], cells[:, :, -1]
+    right = C + 0.5 * n, s[:, None] + 0.42 * n, cells[:, -1].T
+    look = {"edgecolor": "#555555", "linewidth": 0.8, "antialiased": True}
+    for x, y, inside in (front, top, right):
+        ax.pcolormesh(*np.broadcast_arrays(x, y), inside, cmap=ListedColormap([GRAY, color]), vmin=0, vmax=1, **look)
     ax.plot(C - 0.5, S - 0.5, "ko", markersize=4)
     ax.text(C / 2, -0.25, "C", ha="center", va="top")
     ax.text(-0.25, S / 2, "H, W", ha="right", va="center", rotation=90)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from normcourse.data import Data, batches, write_file
 from normcourse.model import build
 from normcourse.norm import NORMS
-from normcourse.plot import COLORS, bare, styled, unnormalise
+from normcourse.plot import COLORS, bare, panels, unnormalise
 from normcourse.report import RESULTS, data_folder, find_records
 from normcourse.train import Record, Settings, fit, run_name
 
@@ -129,9 +129,7 @@ def activations(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str,
 def histograms(stages: dict[str, dict[str, tuple[Tensor, Tensor]]], norm: str) -> Any:
     """Histograms of ``activations``: a row for each stage of the training, a column for each layer; grey is before."""
     rows, columns = len(stages), max(map(len, stages.values()))
-    size = {"figsize": (10, 2.4 * rows + 0.4), "squeeze": False}
-    with styled() as plt:
-        figure, axes = plt.subplots(rows, columns, layout="constrained", **size)
+    with panels(rows, columns, (10, 2.4 * rows + 0.4), squeeze=False) as (figure, axes):
         for row, (stage, layers) in zip(axes, stages.items(), strict=True):
             row[0].set_ylabel(stage)
             for axis, (name, pair) in zip(row, layers.items(), strict=True):
@@ -154,11 +152,7 @@ def sample_grid(data: Data) -> Any:
     for label in range(len(data.classes)):
         ours = (data.train_labels == label).nonzero().flatten()
         rows.append(data.train_images[ours[torch.randint(len(ours), (8,), generator=random)]])
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(6.5, 0.6 * len(rows)), layout="constrained")
-        _show_rows(axis, rows)
-        axis.set(yticks=[34 * k + 16 for k in range(len(rows))], yticklabels=data.classes)
-    return figure
+    return _show_rows(rows, 6.5, 0.6, yticks=[34 * k + 16 for k in range(len(rows))], yticklabels=data.classes)
 
 
 def augmentations(data: Data, settings: Settings, images: int = 3, columns: int = 8) -> Any:
@@ -168,19 +162,19 @@ def augmentations(data: Data, settings: Settings, images: int = 3, columns: int 
         same, labels = image.repeat(columns, 1, 1, 1), torch.zeros(columns)
         x, _ = next(batches(same, labels, data, columns, random, settings.shift, settings.flip))
         rows.append(torch.cat([image[None], unnormalise(x, data)]))
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(8.5, images), layout="constrained")
-        _show_rows(axis, rows)
-        axis.axvline(32.5, color="black", lw=3)
+    figure = _show_rows(rows, 8.5, 1, yticks=[])
+    figure.axes[0].axvline(32.5, color="black", lw=3)
     return figure
 
 
-def _show_rows(axis: Any, rows: list[Tensor]) -> None:
+def _show_rows(rows: list[Tensor], width: float, row_height: float, **ticks: Any) -> Any:
     """Draw rows of images, each (columns, 3, 32, 32), with a white gap after each image: 34 pixels to the next."""
     padded = F.pad(torch.stack(rows), (0, 2, 0, 2), value=255)  # (R, K, 3, 34, 34)
-    axis.imshow(padded.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())  # (R * 34, K * 34, 3)
-    axis.set(xticks=[], yticks=[])
-    bare(axis)
+    with panels(size=(width, row_height * len(rows))) as (figure, axis):
+        axis.imshow(padded.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())  # (R * 34, K * 34, 3)
+        axis.set(xticks=[], **ticks)
+        bare(axis)
+    return figure
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from normcourse.data import CourseError, Data, batches
 from normcourse.lessons import activations
 from normcourse.model import MAX_PARAMETERS
 from normcourse.norm import NORMS
-from normcourse.plot import COLORS, legend_below, styled
+from normcourse.plot import COLORS, panels
 from normcourse.train import Record
 
 FOLDER = Path(__file__).with_name("results") / "miniatures"  # the published ones, inside the package
@@ -133,7 +133,7 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 def draw_bn_rates(record: Record) -> Any:
     """Validation accuracy by epoch with and without BN, a panel for each learning rate, with the epochs to a level."""
     rates, goal = values(record, "lr"), level(record)
-    with _panels(record, "With and without Batch Norm", (10, 4.6), ncols=len(rates), sharey=True) as (figure, axes):
+    with _panels(record, "With and without Batch Norm", (10, 4.6), len(rates)) as (figure, axes):
         for axis, lr in zip(axes, rates, strict=True):
             title = [f"learning rate {lr:g}", f"{goal} % reached in epoch"]
             for norm, dash, name in (("bn", "-", "BN"), ("none", "--", "no norm")):
@@ -230,14 +230,12 @@ def _bars(record: Record, title: str, names: list[str], groups: list[list[float]
 
 
 @contextmanager
-def _panels(record: Record, title: str, size: Any = (9, 4.6), **grid: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure in the course's style; once it is drawn, its title gets the reduced size and its lines a legend below."""
-    with styled() as plt:
-        figure, axes = plt.subplots(figsize=size, layout="constrained", **grid)
+def _panels(record: Record, title: str, size: Any = (9, 4.6), columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    """As plot.panels; once it is drawn, its title gets the reduced size."""
+    with panels(1, columns, size, sharey=True) as (figure, axes):
         yield figure, axes
         figure.axes[0].set_ylabel(SEEDS)
         figure.suptitle(f"{title}\n{caption(record)}", fontsize=12)
-        legend_below(figure)
 
 
 DRAW: dict[str, Callable[[Record], Any]] = {

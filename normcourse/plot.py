@@ -50,8 +50,7 @@ def color(settings: dict[str, Any]) -> str:
 def curves(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy (left) and loss (right, log scale) by epoch; solid: evaluated, dashed: training, as it was on the way."""
     held_out = "val" if records[0]["settings"]["validate"] else "test"
-    with styled() as plt:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    with panels(1, 2) as (figure, axes):
         for axis, kind, unit in zip(axes, ("accuracy", "loss"), ("accuracy (%)", "cross-entropy"), strict=True):
             for record in records:
                 history, settings = record["history"], record["settings"]
@@ -61,12 +60,11 @@ def curves(records: list[dict[str, Any]], title: str = "") -> Any:
                 axis.plot(epochs, [h[evaluated] for h in history], ls="-", label=label(settings), **look)
                 axis.plot(epochs, [h[f"train_{kind}"] for h in history], ls="--", lw=1.2, **look)
             axis.set(xlabel="epoch", ylabel=unit)
-            axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+            axis.locator_params(axis="x", integer=True)
         axes[1].set_yscale("log", subs=(2, 5))  # the minor ticks, between 1 and 10
         axes[1].yaxis.set_major_formatter("{x:g}")
         axes[1].yaxis.set_minor_formatter("{x:g}")
         figure.suptitle(f"{title or records[0]['data']} (solid: {held_out}, dashed: train)")
-        legend_below(figure)
     return figure
 
 
@@ -75,8 +73,7 @@ def misclassified(found: list[tuple[int, int, float]], data: Data, title: str = 
 
     The images are shown as they were stored (uint8), so nothing has to be un-normalised and nothing is clipped.
     """
-    with styled() as plt:
-        figure, axes = plt.subplots(2, 5, figsize=(10, 5), layout="constrained")
+    with panels(2, 5, (10, 5)) as (figure, axes):
         for axis in axes.flat:
             axis.axis("off")
         for axis, (index, predicted, confidence) in zip(axes.flat, found, strict=False):
@@ -100,8 +97,7 @@ def confusion(record: dict[str, Any], title: str = "") -> Any:
 
     names = _short(record["classes"])
     side, few = min(20.0, max(5.0, 0.65 * len(names) + 1.5)), len(names) <= 30
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    with panels(size=(side + 1, side)) as (figure, axis):
         axis.grid(False)
         look = {"cmap": "cividis", "values_format": ".0f", "xticks_rotation": 45, "text_kw": {"fontsize": 9}}
         ConfusionMatrixDisplay(_percent(record), display_labels=names).plot(include_values=few, ax=axis, **look)
@@ -113,14 +109,12 @@ def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy of each class, a bar for each record."""
     names, width = _short(records[0]["classes"]), 0.8 / len(records)
     middle = np.arange(len(names)) - 0.4 + width / 2  # of the first record's bars
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
+    with panels() as (figure, axis):
         for i, record in enumerate(records):
             look = {"color": color(record["settings"]), "hatch": ("", "//", "..", "xx", "--")[i % 5], "edgecolor": "white"}
             axis.bar(middle + i * width, _percent(record).diagonal(), width, label=label(record["settings"]), **look)
         axis.set_xticks(range(len(names)), names, rotation=20 if len(str(names)) > 60 else 0)
         axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title or f"{records[0]['data']}: accuracy by class")
-        legend_below(figure)
     return figure
 
 
@@ -134,11 +128,15 @@ def _short(names: list[str]) -> list[str]:
     return [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
 
 
-def legend_below(figure: Any) -> None:
-    """One legend for all panels, with the labels of the first, below them; none where nothing has a label."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+@contextmanager
+def panels(rows: int = 1, columns: int = 1, size: Any = (10, 4.4), **grid: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure in the course's style and its axes. Once drawn, it gets one legend below, if the first panel has labels."""
+    with styled() as plt:
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **grid)
+        yield figure, axes
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def bare(axis: Any) -> None:
