@@ -6,7 +6,7 @@
 import copy
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from normcourse.data import Data, batches, write_file
 from normcourse.model import build
 from normcourse.norm import NORMS
-from normcourse.plot import COLORS, styled, unnormalise
+from normcourse.plot import COLORS, bare, panels, unnormalise
 from normcourse.report import RESULTS, data_folder, find_records
 from normcourse.train import Record, Settings, fit, run_name
 
@@ -55,8 +55,7 @@ def address_notebook(path: Path) -> None:
     """Write the badge and the first cell of REPOSITORY into a notebook that already has both."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     title, first = notebook["cells"][:2]
-    lines = [badge(path.name) if "colab-badge" in line else line for line in "".join(title["source"]).splitlines()]
-    title["source"] = "\n".join(lines).splitlines(keepends=True)
+    title["source"] = [f"{badge(path.name)}\n" if "colab-badge" in line else line for line in title["source"]]
     first["source"] = FIRST_CELL.strip().splitlines(keepends=True)
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     write_file(path, lambda file: file.write(text.encode()))
@@ -73,9 +72,7 @@ def published(settings: Settings) -> tuple[Path, Record] | tuple[None, None]:
     return None, None
 
 
-def trained(
-    settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs"
-) -> tuple[nn.Module, Record]:
+def trained(settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs") -> tuple[nn.Module, Record]:
     """The network that ``settings`` name, trained, and the record of a training; prints where both come from.
 
     They are the published ones. With ``retrain``, or where none are published, it is trained now, into ``runs``: a run
@@ -83,21 +80,25 @@ def trained(
     one, and the network learns a sample of the images for some seconds.
     """
     weights, record = (None, None) if retrain else published(settings)
-    if weights and record and data.name != "CIFAR-10":
-        print(f"{data.name}, not CIFAR-10: curves and tables show the published run, images a network trained just now")
-        order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[:1500]
-        few = data._replace(train_images=data.train_images[order], train_labels=data.train_labels[order])
-        short = replace(settings, epochs=3, batch_size=64, lr=settings.lr * 0.7, flip=False)
-        with tempfile.TemporaryDirectory() as folder:
-            fit(short, few, folder)
-            return _load(settings, data, Path(folder) / f"{run_name(short, few)}.pt"), record
-    if not weights or not record:
+    if weights is None or record is None:
         place = data_folder(runs, data.name)
         record, weights = fit(settings, data, place), place / f"{run_name(settings, data)}.pt"
+    elif data.name != "CIFAR-10":
+        print(f"{data.name}, not CIFAR-10: curves and tables show the published run, images a network trained just now")
+        return _trained_briefly(settings, data), record
     print(
         f"trained for {settings.epochs} epochs on {record['data']} ({record['copy']}); here is {data.name} ({data.copy})"
     )
     return _load(settings, data, weights), record
+
+
+def _trained_briefly(settings: Settings, data: Data) -> nn.Module:
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[:1500]
+    few = data._replace(train_images=data.train_images[order], train_labels=data.train_labels[order])
+    short = replace(settings, epochs=3, batch_size=64, lr=settings.lr * 0.7, flip=False)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(short, few, folder)
+        return _load(settings, data, Path(folder) / f"{run_name(short, few)}.pt")
 
 
 def _load(settings: Settings, data: Data, weights: Path) -> nn.Module:
@@ -127,9 +128,8 @@ def activations(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str,
 
 def histograms(stages: dict[str, dict[str, tuple[Tensor, Tensor]]], norm: str) -> Any:
     """Histograms of ``activations``: a row for each stage of the training, a column for each layer; grey is before."""
-    with styled() as plt:
-        size = {"figsize": (10, 2.4 * len(stages) + 0.4), "squeeze": False}
-        figure, axes = plt.subplots(len(stages), len(next(iter(stages.values()))), layout="constrained", **size)
+    rows, columns = len(stages), max(map(len, stages.values()))
+    with panels(rows, columns, (10, 2.4 * rows + 0.4), squeeze=False) as (figure, axes):
         for row, (stage, layers) in zip(axes, stages.items(), strict=True):
             row[0].set_ylabel(stage)
             for axis, (name, pair) in zip(row, layers.items(), strict=True):
@@ -146,19 +146,13 @@ def histograms(stages: dict[str, dict[str, tuple[Tensor, Tensor]]], norm: str) -
 # --- the images --------------------------------------------------------------------------------------------------
 
 
-def sample_grid(data: Data, columns: int = 8) -> Any:
-    """Training images, drawn at random: a row for each class."""
-    random = torch.Generator().manual_seed(0)
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(6.5, 0.6 * len(data.classes)), layout="constrained")
-        rows = []
-        for label in range(len(data.classes)):
-            ours = (data.train_labels == label).nonzero().flatten()
-            chosen = ours[torch.randint(len(ours), (columns,), generator=random)]
-            rows.append(_side_by_side(data.train_images[chosen]))  # (3, 34, columns * 34)
-        _show_pixels(axis, torch.cat(rows, 1))
-        axis.set(yticks=[34 * k + 16 for k in range(len(rows))], yticklabels=data.classes)
-    return figure
+def sample_grid(data: Data) -> Any:
+    """Eight training images of each class, drawn at random: a row for each class."""
+    random, rows = torch.Generator().manual_seed(0), []
+    for label in range(len(data.classes)):
+        ours = (data.train_labels == label).nonzero().flatten()
+        rows.append(data.train_images[ours[torch.randint(len(ours), (8,), generator=random)]])
+    return _show_rows(rows, 6.5, 0.6, yticks=[34 * k + 16 for k in range(len(rows))], yticklabels=data.classes)
 
 
 def augmentations(data: Data, settings: Settings, images: int = 3, columns: int = 8) -> Any:
@@ -167,28 +161,22 @@ def augmentations(data: Data, settings: Settings, images: int = 3, columns: int 
     for image in data.train_images[torch.randperm(len(data.train_labels), generator=random)[:images]]:
         same, labels = image.repeat(columns, 1, 1, 1), torch.zeros(columns)
         x, _ = next(batches(same, labels, data, columns, random, settings.shift, settings.flip))
-        rows.append(_side_by_side([image, *unnormalise(x, data)]))
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(8.5, images), layout="constrained")
-        _show_pixels(axis, torch.cat(rows, 1))
-        axis.axvline(32.5, color="black", lw=3)
-        axis.set(yticks=[])
+        rows.append(torch.cat([image[None], unnormalise(x, data)]))
+    figure = _show_rows(rows, 8.5, 1, yticks=[])
+    figure.axes[0].axvline(32.5, color="black", lw=3)
     return figure
 
 
-def _side_by_side(images: Iterable[Tensor]) -> Tensor:
-    return torch.cat([F.pad(image, (0, 2, 0, 2), value=255) for image in images], 2)  # a white gap after each
-
-
-def _show_pixels(axis: Any, image: Tensor) -> None:
-    axis.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
-    axis.set(xticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
+def _show_rows(rows: list[Tensor], width: float, row_height: float, **ticks: Any) -> Any:
+    """Draw rows of images, each (columns, 3, 32, 32), with a white gap after each image: 34 pixels to the next."""
+    padded = F.pad(torch.stack(rows), (0, 2, 0, 2), value=255)  # (R, K, 3, 34, 34)
+    with panels(size=(width, row_height * len(rows))) as (figure, axis):
+        axis.imshow(padded.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())  # (R * 34, K * 34, 3)
+        axis.set(xticks=[], **ticks)
+        bare(axis)
+    return figure
 
 
 if __name__ == "__main__":
-    for path in sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("0?_*.ipynb")):
-        if not path.stem.endswith("solutions"):
-            address_notebook(path)
+    for path in sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("0?_[!s]*.ipynb")):
+        address_notebook(path)

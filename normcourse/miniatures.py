@@ -3,7 +3,8 @@
 import copy
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from normcourse.data import CourseError, Data, batches
+from normcourse.lessons import activations
 from normcourse.model import MAX_PARAMETERS
 from normcourse.norm import NORMS
-from normcourse.plot import COLORS, styled
+from normcourse.plot import COLORS, panels
 from normcourse.train import Record
 
 FOLDER = Path(__file__).with_name("results") / "miniatures"  # the published ones, inside the package
@@ -42,13 +44,17 @@ def miniature(name: str, folder: Path = FOLDER) -> Record:
 
 def accuracies(record: Record, evaluated: str = "val_accuracy", **settings: Any) -> list[float]:
     """Accuracy in % after the last epoch, of every seed of the points with these settings, e.g. norm="bn", lr=0.01."""
-    chosen = [p for p in record["points"] if all(p[key] == value for key, value in settings.items())]
-    return [p[evaluated][-1] if isinstance(p[evaluated], list) else p[evaluated] for p in chosen]
+    reached = [p[evaluated] for p in _points(record, **settings)]
+    return [each[-1] if isinstance(each, list) else each for each in reached]
 
 
 def values(record: Record, setting: str, **settings: Any) -> list[Any]:
     """The values that a setting takes in the points with these settings, in rising order."""
-    return sorted({p[setting] for p in record["points"] if all(p[k] == v for k, v in settings.items())})
+    return sorted({p[setting] for p in _points(record, **settings)})
+
+
+def _points(record: Record, **settings: Any) -> list[Record]:
+    return [p for p in record["points"] if all(p[key] == value for key, value in settings.items())]
 
 
 def epochs_to(history: list[float], accuracy: float) -> int | None:
@@ -58,10 +64,9 @@ def epochs_to(history: list[float], accuracy: float) -> int | None:
 
 def level(record: Record) -> int:
     """The highest multiple of 5, 60 at most, that every seed of some norm and rate reaches: there speeds compare."""
-    runs: dict[tuple[str, float], list[float]] = {}  # the best epoch of each seed
-    for p in record["points"]:
-        runs.setdefault((p["norm"], p["lr"]), []).append(max(p["val_accuracy"]))
-    return min(60, int(max(min(best) for best in runs.values()) // 5) * 5)
+    runs = {(p["norm"], p["lr"]) for p in record["points"]}
+    slowest = [min(max(p["val_accuracy"]) for p in _points(record, norm=norm, lr=lr)) for norm, lr in runs]
+    return min(60, int(max(slowest) // 5) * 5)
 
 
 def best_rate(record: Record, norm: str) -> float:
@@ -71,8 +76,8 @@ def best_rate(record: Record, norm: str) -> float:
 
 def caption(record: Record) -> str:
     """The reduced size, to be printed on the figure."""
-    images, seen, seeds = record["images"][0], record["samples_seen"], len(record["seeds"])
-    words = f"{images:,} training images, {seen:,} samples seen, {seeds} seeds, validation accuracy"
+    words = f"{record['images'][0]:,} training images, {record['samples_seen']:,} samples seen, "
+    words += f"{len(record['seeds'])} seeds, validation accuracy"
     return words + (" (PRELIMINARY)" if record["preliminary"] else "")
 
 
@@ -86,26 +91,17 @@ class PixelLayerNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def with_layer_norm(model: nn.Module, kind: str, size: int = 32) -> nn.Module:
+def with_layer_norm(model: nn.Module, kind: str) -> nn.Module:
     """The network with every ``norm`` replaced: ``chw`` by LayerNorm([C, H, W]), ``pixel`` by LayerNorm(C) per pixel.
 
-    Works in place, for images (N, 3, size, size). Raises CourseError for another kind.
+    Works in place, for images (N, 3, 32, 32). Raises CourseError for another kind.
     """
     if kind not in ("chw", "pixel"):
         raise CourseError(f"unknown layer norm {kind!r}; allowed: chw, pixel")
-    shapes: dict[str, torch.Size] = {}  # (C, H, W) of each norm's input
-    hooks = [
-        module.register_forward_pre_hook(lambda _, x, name=name: shapes.update({name: x[0].shape[1:]}))
-        for name, module in model.named_modules()
-        if name.split(".")[-1] == "norm"
-    ]
-    with torch.no_grad():
-        model(torch.zeros(2, 3, size, size))
-    for hook in hooks:
-        hook.remove()
-    for name, shape in shapes.items():
-        norm = nn.LayerNorm(shape) if kind == "chw" else PixelLayerNorm(shape[0])
-        model.get_submodule(name.rpartition(".")[0]).norm = norm  # set_submodule needs torch 2.5
+    blocks = [name.removesuffix(".norm") for name, _ in model.named_modules() if name.endswith(".norm")]
+    for name, (x, _) in activations(model, torch.zeros(2, 3, 32, 32), blocks).items():
+        norm = nn.LayerNorm(x.shape[1:]) if kind == "chw" else PixelLayerNorm(x.shape[1])
+        model.get_submodule(name).norm = norm
     return model
 
 
@@ -137,20 +133,18 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 def draw_bn_rates(record: Record) -> Any:
     """Validation accuracy by epoch with and without BN, a panel for each learning rate, with the epochs to a level."""
     rates, goal = values(record, "lr"), level(record)
-    with styled() as plt:
-        figure, axes = plt.subplots(1, len(rates), figsize=(10, 4.6), sharey=True, layout="constrained")
+    with _panels(record, "With and without Batch Norm", (10, 4.6), len(rates)) as (figure, axes):
         for axis, lr in zip(axes, rates, strict=True):
             title = [f"learning rate {lr:g}", f"{goal} % reached in epoch"]
             for norm, dash, name in (("bn", "-", "BN"), ("none", "--", "no norm")):
-                runs = [p["val_accuracy"] for p in record["points"] if p["norm"] == norm and p["lr"] == lr]
-                _lines(axis, range(1, len(runs[0]) + 1), runs, label=NORMS[norm], color=COLORS[norm], ls=dash)
+                runs = [p["val_accuracy"] for p in _points(record, norm=norm, lr=lr)]
+                epochs = range(1, len(runs[0]) + 1)
+                _line(axis, epochs, list(zip(*runs, strict=True)), label=NORMS[norm], color=COLORS[norm], ls=dash)
                 needed = [str(epochs_to(run, goal) or "never") for run in runs]
                 title.append(f"{name}: {', '.join(needed if set(needed) != {'never'} else ['never'])}")
             axis.set_title("\n".join(title), fontsize=11)
-            axis.set(xlabel="epoch", xticks=range(1, len(runs[0]) + 1))
+            axis.set(xlabel="epoch", xticks=epochs)
             axis.axhline(goal, color="gray", lw=1.2, ls=":")
-        axes[0].set_ylabel(SEEDS)
-        _finish(figure, axes[0], record, "With and without Batch Norm")
     return figure
 
 
@@ -159,16 +153,14 @@ def draw_batch_size(record: Record) -> Any:
     sizes = values(record, "batch_size")[::-1]
     lines = [("bn", key, f"BN, {words}") for key, words in BN_EVALUATIONS.items()]
     lines += [("gn", "val_accuracy", "Group Norm"), ("ln", "val_accuracy", "Layer Norm")]
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    with _panels(record, "Accuracy against the batch size", (9, 5)) as (figure, axis):
         for (norm, key, name), dash, marker in zip(lines, ("-", "--", ":", "-", "-"), "osvD^", strict=True):
-            runs = zip(*(accuracies(record, key, norm=norm, batch_size=size) for size in sizes), strict=False)
-            _lines(axis, sizes, list(runs), label=name, color=COLORS[norm], ls=dash, marker=marker)
-        axis.set(xlabel="batch size, the learning rate scaled with it", ylabel=SEEDS)
+            columns = [accuracies(record, key, norm=norm, batch_size=size) for size in sizes]
+            _line(axis, sizes, columns, label=name, color=COLORS[norm], ls=dash, marker=marker)
+        axis.set_xlabel("batch size, the learning rate scaled with it")
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, sizes)
         axis.invert_xaxis()
-        _finish(figure, axis, record, "Accuracy against the batch size")
     return figure
 
 
@@ -184,33 +176,26 @@ def draw_layer_norms(record: Record) -> Any:
 
 def draw_groups(record: Record) -> Any:
     """Accuracy against the number of groups: LN is 1 group, IN is as many as channels."""
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
-        settings = [{"norm": "ln"}] + [{"num_groups": g} for g in values(record, "num_groups", norm="gn")]
-        settings = [s | {"norm": s.get("norm", "gn")} for s in settings] + [{"norm": "in"}]
-        runs = zip(*(accuracies(record, **s) for s in settings), strict=False)
-        _lines(axis, range(len(settings)), list(runs), label="mean", color=COLORS["gn"], marker="o")
-        names = ["1\n(Layer Norm)", *(s["num_groups"] for s in settings[1:-1]), "C\n(Instance Norm)"]
-        axis.set_xticks(range(len(settings)), names)
-        axis.set(xlabel="number of groups", ylabel=SEEDS)
-        _finish(
-            figure, axis, record, f"Accuracy against the number of groups, learning rate {values(record, 'lr')[0]:g}"
-        )
+    numbers, title = values(record, "num_groups", norm="gn"), "Accuracy against the number of groups, learning rate"
+    columns = [accuracies(record, norm="gn", num_groups=g) for g in numbers]
+    columns = [accuracies(record, norm="ln"), *columns, accuracies(record, norm="in")]
+    with _panels(record, f"{title} {values(record, 'lr')[0]:g}") as (figure, axis):
+        _line(axis, range(len(columns)), columns, color=COLORS["gn"], marker="o")
+        axis.set_xticks(range(len(columns)), ["1\n(Layer Norm)", *numbers, "C\n(Instance Norm)"])
+        axis.set_xlabel("number of groups")
     return figure
 
 
 def draw_rates(record: Record) -> Any:
     """Accuracy against the learning rate, a line for each norm: who tolerates what."""
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    with _panels(record, "Accuracy against the learning rate", (9, 5)) as (figure, axis):
         for norm, dash, marker in zip(NORMS, ("-", "-.", "-", "--", ":"), "o^DsX", strict=True):
             rates = values(record, "lr", norm=norm)
-            runs = zip(*(accuracies(record, norm=norm, lr=lr) for lr in rates), strict=False)
-            _lines(axis, rates, list(runs), label=NORMS[norm], color=COLORS[norm], ls=dash, marker=marker)
-        axis.set(xscale="log", xlabel="peak learning rate", ylabel=SEEDS)
+            columns = [accuracies(record, norm=norm, lr=lr) for lr in rates]
+            _line(axis, rates, columns, label=NORMS[norm], color=COLORS[norm], ls=dash, marker=marker)
+        axis.set(xscale="log", xlabel="peak learning rate")
         axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
         axis.minorticks_off()
-        _finish(figure, axis, record, "Accuracy against the learning rate")
     return figure
 
 
@@ -221,37 +206,36 @@ def draw_norms(record: Record) -> Any:
     return _bars(record, "Each norm at its own best rate", names, groups, [COLORS[norm] for norm in NORMS])
 
 
-def _lines(axis: Any, x: Iterable[float], runs: list[Any], **look: Any) -> None:
-    """A line through the means, and a small dot for each run (a sequence of accuracies, one for each x)."""
-    places = list(x)
-    for run in runs:
-        axis.plot(places, run, ls="", marker=look.get("marker", "o"), ms=3, alpha=0.6, color=look["color"])
-    axis.plot(places, [statistics.mean(column) for column in zip(*runs, strict=True)], **look)
+def _line(axis: Any, places: Sequence[float], columns: Sequence[Sequence[float]], **look: Any) -> None:
+    """A line through the mean of each column (the accuracies of all seeds at one place), and a small dot for each seed."""
+    dot = {"marker": look.get("marker", "o"), "color": look["color"], "ms": 3, "alpha": 0.6}
+    for place, column in zip(places, columns, strict=True):
+        axis.plot([place] * len(column), column, ls="", **dot)
+    axis.plot(places, [statistics.mean(column) for column in columns], **look)
 
 
 def _bars(record: Record, title: str, names: list[str], groups: list[list[float]], colors: list[str]) -> Any:
     """Mean and standard deviation of each group of accuracies, and each seed as a dot."""
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(9, 4.6), layout="constrained")
-        labels = list(names)
-        for i, (group, color) in enumerate(zip(groups, colors, strict=True)):
+    with _panels(record, title) as (figure, axis):
+        labels = []
+        for i, (name, group, color) in enumerate(zip(names, groups, colors, strict=True)):
             mean, spread = statistics.mean(group), statistics.stdev(group) if len(group) > 1 else 0.0
             axis.errorbar(i, mean, spread, fmt="_", ms=40, mew=3, capsize=6, color=color)
             axis.plot([i + 0.12] * len(group), group, "o", ms=5, alpha=0.6, color=color)
-            labels[i] += f"\n{mean:.1f} ± {spread:.1f} %"
+            labels.append(f"{name}\n{mean:.1f} ± {spread:.1f} %")
         axis.set_xticks(range(len(labels)), labels)
-        axis.set(ylabel=SEEDS, xlim=(-0.6, len(names) - 0.4))
+        axis.set_xlim(-0.6, len(labels) - 0.4)
         axis.grid(axis="x", visible=False)
-        figure.suptitle(f"{title}\n{caption(record)}", fontsize=12)
     return figure
 
 
-def _finish(figure: Any, axis: Any, record: Record, title: str) -> None:
-    """Title with the reduced size, and one legend below where there are several lines."""
-    figure.suptitle(f"{title}\n{caption(record)}", fontsize=12)
-    handles, labels = axis.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+@contextmanager
+def _panels(record: Record, title: str, size: Any = (9, 4.6), columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    """As plot.panels; once it is drawn, its title gets the reduced size."""
+    with panels(1, columns, size, sharey=True) as (figure, axes):
+        yield figure, axes
+        figure.axes[0].set_ylabel(SEEDS)
+        figure.suptitle(f"{title}\n{caption(record)}", fontsize=12)
 
 
 DRAW: dict[str, Callable[[Record], Any]] = {

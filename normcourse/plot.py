@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,23 +50,21 @@ def color(settings: dict[str, Any]) -> str:
 def curves(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy (left) and loss (right, log scale) by epoch; solid: evaluated, dashed: training, as it was on the way."""
     held_out = "val" if records[0]["settings"]["validate"] else "test"
-    with styled() as plt:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-        for axis, kind in zip(axes, ("accuracy", "loss"), strict=True):
+    with panels(1, 2) as (figure, axes):
+        for axis, kind, unit in zip(axes, ("accuracy", "loss"), ("accuracy (%)", "cross-entropy"), strict=True):
             for record in records:
                 history, settings = record["history"], record["settings"]
                 epochs = range(1, len(history) + 1)
                 look = {"color": color(settings), "marker": "o" if len(history) == 1 else ""}
-                key = f"{'val' if settings['validate'] else 'test'}_{kind}"
-                axis.plot(epochs, [h[key] for h in history], ls="-", label=label(settings), **look)
+                evaluated = f"{'val' if settings['validate'] else 'test'}_{kind}"
+                axis.plot(epochs, [h[evaluated] for h in history], ls="-", label=label(settings), **look)
                 axis.plot(epochs, [h[f"train_{kind}"] for h in history], ls="--", lw=1.2, **look)
-            axis.set(xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "loss": "cross-entropy"}[kind])
-            axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-        axes[1].set_yscale("log")
-        for which in (axes[1].yaxis.set_major_formatter, axes[1].yaxis.set_minor_formatter):
-            which(plt.FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "125" else ""))
+            axis.set(xlabel="epoch", ylabel=unit)
+            axis.locator_params(axis="x", integer=True)
+        axes[1].set_yscale("log", subs=(2, 5))  # the minor ticks, between 1 and 10
+        axes[1].yaxis.set_major_formatter("{x:g}")
+        axes[1].yaxis.set_minor_formatter("{x:g}")
         figure.suptitle(f"{title or records[0]['data']} (solid: {held_out}, dashed: train)")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(records), 3))
     return figure
 
 
@@ -74,8 +73,7 @@ def misclassified(found: list[tuple[int, int, float]], data: Data, title: str = 
 
     The images are shown as they were stored (uint8), so nothing has to be un-normalised and nothing is clipped.
     """
-    with styled() as plt:
-        figure, axes = plt.subplots(2, 5, figsize=(10, 5), layout="constrained")
+    with panels(2, 5, (10, 5)) as (figure, axes):
         for axis in axes.flat:
             axis.axis("off")
         for axis, (index, predicted, confidence) in zip(axes.flat, found, strict=False):
@@ -95,51 +93,57 @@ def unnormalise(batch: Tensor, data: Data) -> Tensor:
 
 def confusion(record: dict[str, Any], title: str = "") -> Any:
     """The confusion matrix of a record, rows true, columns predicted, in percent of the true class."""
-    import numpy as np
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    counts = np.array(record["confusion"], dtype=float)
-    percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
-    with styled() as plt:
-        side, few = min(20.0, max(5.0, 0.65 * len(percent) + 1.5)), len(percent) <= 30
-        figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    names = _short(record["classes"])
+    side, few = min(20.0, max(5.0, 0.65 * len(names) + 1.5)), len(names) <= 30
+    with panels(size=(side + 1, side)) as (figure, axis):
         axis.grid(False)
-        display = ConfusionMatrixDisplay(percent, display_labels=_short(record["classes"]))
-        display.plot(
-            include_values=few,
-            ax=axis,
-            cmap="cividis",
-            values_format=".0f",
-            xticks_rotation=45,
-            text_kw={"fontsize": 9},
-        )
+        look = {"cmap": "cividis", "values_format": ".0f", "xticks_rotation": 45, "text_kw": {"fontsize": 9}}
+        ConfusionMatrixDisplay(_percent(record), display_labels=names).plot(include_values=few, ax=axis, **look)
         axis.set(xlabel="predicted", ylabel="true", title=f"{title or label(record['settings'])}: % of each true class")
     return figure
 
 
 def per_class(records: list[dict[str, Any]], title: str = "") -> Any:
     """Accuracy of each class, a bar for each record."""
-    with styled() as plt:
-        figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
-        width = 0.8 / len(records)
+    names, width = _short(records[0]["classes"]), 0.8 / len(records)
+    middle = np.arange(len(names)) - 0.4 + width / 2  # of the first record's bars
+    with panels() as (figure, axis):
         for i, record in enumerate(records):
-            accuracy = [100 * row[k] / max(sum(row), 1) for k, row in enumerate(record["confusion"])]
-            places = [k + (i - (len(records) - 1) / 2) * width for k in range(len(accuracy))]
-            settings = record["settings"]
-            axis.bar(places, accuracy, width, color=color(settings), label=label(settings), edgecolor="white",
-                     hatch=("", "//", "..", "xx", "--")[i % 5])  # fmt: skip
-        axis.set_xticks(
-            range(len(records[0]["classes"])),
-            names := _short(records[0]["classes"]),
-            rotation=20 if len(str(names)) > 60 else 0,
-        )
+            look = {"color": color(record["settings"]), "hatch": ("", "//", "..", "xx", "--")[i % 5], "edgecolor": "white"}
+            axis.bar(middle + i * width, _percent(record).diagonal(), width, label=label(record["settings"]), **look)
+        axis.set_xticks(range(len(names)), names, rotation=20 if len(str(names)) > 60 else 0)
         axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title or f"{records[0]['data']}: accuracy by class")
-        figure.legend(loc="outside lower center", ncols=min(len(records), 3))
     return figure
+
+
+def _percent(record: dict[str, Any]) -> Any:
+    """The confusion matrix (true, predicted) in percent of each true class; the diagonal is the accuracy."""
+    counts = np.array(record["confusion"], dtype=float)
+    return 100 * counts / counts.sum(1, keepdims=True).clip(1)
 
 
 def _short(names: list[str]) -> list[str]:
     return [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+
+
+@contextmanager
+def panels(rows: int = 1, columns: int = 1, size: Any = (10, 4.4), **grid: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure in the course's style and its axes. Once drawn, it gets one legend below, if the first panel has labels."""
+    with styled() as plt:
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **grid)
+        yield figure, axes
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+
+def bare(axis: Any) -> None:
+    """Leave the labels of the axes, but no ticks, grid or frame."""
+    axis.tick_params(length=0)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def test_explorer_follows_its_sliders(monkeypatch):
     assert drawn[-1] == ("BN", 3, 6, 2, 0, 0, 0, 0)
     G.value, at[1].value, at[0].value = 3, 5, 2
     C.value, N.value, norm.value = 4, 1, "GN"
-    assert drawn[-1] == ("GN", 1, 4, 1, 0, 3, 0, 0) and G.options == (1, 2, 4)
+    assert drawn[-1] == ("GN", 1, 4, 2, 0, 3, 0, 0) and G.options == (1, 2, 4)  # 3 groups cannot be: 2 is the next below
 
 
 def test_solutions_face_the_checks_of_the_exercises():
