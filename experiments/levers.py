@@ -1,4 +1,4 @@
-"""The table of what was tried on NormNet, for experiments/README.md: python experiments/levers.py"""
+"""The tables of what was tried on NormNet, for experiments/README.md: python experiments/levers.py"""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ RECORD = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
 def table() -> str:
-    """A row for each trial: validation accuracy in % after each epoch, of a cycle of five."""
+    """The first trials, a row each: validation accuracy in % after each epoch, of a cycle of five."""
     lines = ["| norm | what | peak lr | 1 | 2 | 3 | 4 | 5 |", "|---|---|--:|--:|--:|--:|--:|--:|"]
     for trial in RECORD["trials"]:
         cells = [f"{accuracy:.1f}" for accuracy in trial["val_accuracy"]]
@@ -17,5 +17,22 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def later_table() -> str:
+    """The trials with Muon that followed, a row each: figures after the last epoch, or the last one before a stop."""
+    lines = [
+        "| norm | what | epochs | parameters | train (%) | validation (%) | validation loss | flip-averaged (%) |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for trial in RECORD["later"]:
+        last, epochs = trial["val_accuracy"][-1], trial["of_epochs"]
+        if trial.get("stopped"):
+            cells = [f"stopped at {len(trial['val_accuracy'])} of {epochs}", "", "", f"{last:.2f}", "", ""]
+        else:
+            cells = [str(epochs), f"{trial['parameters']:,}", f"{trial['train_accuracy'][-1]:.2f}", f"{last:.2f}"]
+            cells += [f"{trial['val_loss']:.4f}", f"{trial['flip_accuracy']:.2f}"]
+        lines.append(f"| {trial['norm']} | {trial['what']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(f"{table()}\n\n{later_table()}")
