@@ -8,6 +8,7 @@ figures of the README.
 import base64
 import io
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
 from normcourse import plot
+from normcourse.data import write_file
 from normcourse.norm import NORMS
 
 # The axes of the view (N, G, C/G, H, W) that share one mean and one variance: the whole difference between the norms.
@@ -244,7 +246,8 @@ def save_figures(folder: str | Path) -> list[Path]:
     figures |= {"which_norm": draw_choice(), "explorer": draw_entry("GN", 3, 6, 2, 1, 4, 0, 1)}
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, fig in figures.items():
-        fig.savefig(Path(folder, f"{name}.png"), dpi=150, metadata={"Software": None})
+        save = partial(fig.savefig, format="png", dpi=150, metadata={"Software": None})
+        write_file(Path(folder, f"{name}.png"), save)
         plt.close(fig)
     return [Path(folder, f"{name}.png") for name in figures]
 

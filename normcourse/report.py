@@ -65,16 +65,29 @@ def table(records: list[Record]) -> str:
         over = " (over the limit)" if parameters >= MAX_PARAMETERS else ""
         held_out, note = ("val", " (validation)") if settings["validate"] else ("test", "")
         row = [NETS[settings["net"]], plot.label(settings), f"{parameters:,}{over}", f"{settings['epochs']}"]
-        row += [f"{settings['lr']:g}", f"{len(group)}", _mean_std([epoch["train_accuracy"] for epoch in last])]
-        row += [_mean_std([epoch[f"{held_out}_accuracy"] for epoch in last]) + note]
-        row += [_mean_std([r["flip_accuracy"] for r in group]), f"{statistics.mean(r['seconds'] for r in group):,.0f}"]
+        row += [f"{settings['lr']:g}", f"{len(group)}", mean_std([epoch["train_accuracy"] for epoch in last])]
+        row += [mean_std([epoch[f"{held_out}_accuracy"] for epoch in last]) + note]
+        row += [mean_std([r["flip_accuracy"] for r in group]), f"{statistics.mean(r['seconds'] for r in group):,.0f}"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def _mean_std(values: list[float]) -> str:
+def mean_std(values: list[float]) -> str:
+    """Mean ± standard deviation over seeds; one seed has no deviation."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"
+
+
+def gap(a: list[float], b: list[float]) -> str:
+    """By how many points the runs a are above the runs b; *clear* if by more than both standard deviations together.
+
+    A rule of thumb, not a test. One seed has no deviation, so nothing is clear then.
+    """
+    points = statistics.mean(a) - statistics.mean(b)
+    if min(len(a), len(b)) < 2:
+        return f"{points:+.1f} points, one seed: not known to be clear"
+    clear = abs(points) > statistics.stdev(a) + statistics.stdev(b)
+    return f"{points:+.1f} points, {'clear' if clear else 'not clear'}"
 
 
 def provenance(records: list[Record]) -> str:

@@ -11,7 +11,7 @@ from normcourse import evaluate
 from normcourse.model import build, count_parameters
 from normcourse.norm import NORMS
 from normcourse.plot import label
-from normcourse.report import END, RESULTS, START, groups, read_records, table
+from normcourse.report import END, RESULTS, START, gap, groups, mean_std, read_records, table
 from normcourse.train import LEARNING_RATES, command, default_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,3 +104,10 @@ def test_every_norm_has_a_name_for_the_reader():
     names = {norm: label(vars(default_settings(norm=norm))) for norm in NORMS}
     assert names["gn"] == "Group Norm, 8 groups" and names["none"] == "no norm" and len(set(names.values())) == 5
     assert label(vars(default_settings("reference", "bn", l1=0.0))) == "Batch Norm (l1 0.0)"
+
+
+def test_a_gap_is_clear_when_it_is_larger_than_both_deviations_together():
+    assert gap([80.0, 82.0], [77.0, 78.0]) == "+3.5 points, clear"  # 1.41 + 0.71
+    assert gap([80.0, 82.0], [78.5, 79.5]) == "+2.0 points, not clear"  # 1.41 + 0.71
+    assert gap([70.0], [78.5, 79.5]) == "-9.0 points, one seed: not known to be clear"
+    assert mean_std([80.0, 82.0]) == "81.00 ± 1.41" and mean_std([80.0]) == "80.00"
