@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from normcourse import __version__
 from normcourse.data import CourseError, Data, batches
 from normcourse.lessons import activations
 from normcourse.model import MAX_PARAMETERS
@@ -75,9 +76,11 @@ def best_rate(record: Record, norm: str) -> float:
 
 
 def caption(record: Record) -> str:
-    """The reduced size, to be printed on the figure."""
+    """The reduced size, and the course's version where it is another one, to be printed on the figure."""
     words = f"{record['images'][0]:,} training images, {record['samples_seen']:,} samples seen, "
     words += f"{len(record['seeds'])} seeds, validation accuracy"
+    made = {versions["normcourse"] for versions in record["versions"]}
+    words += f", normcourse {' and '.join(sorted(made))}" * (made != {__version__})
     return words + (" (PRELIMINARY)" if record["preliminary"] else "")
 
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot
 from torch import nn
 
-from normcourse import CourseError, NormNet, count_parameters, default_settings, miniatures, predict
+from normcourse import CourseError, NormNet, __version__, count_parameters, default_settings, miniatures, predict
 from normcourse.data import batches
 from normcourse.train import LEARNING_RATES, Settings
 
@@ -250,6 +250,13 @@ def test_a_record_that_is_not_there_or_broken_is_an_error(tmp_path):
     (tmp_path / "groups.json").write_text("{")
     with pytest.raises(CourseError, match="not a whole record"):
         miniatures.miniature("groups", tmp_path)
+
+
+def test_a_caption_names_the_version_if_it_is_another_one():
+    record = {"images": [5, 2], "samples_seen": 5, "seeds": [0], "preliminary": False}
+    made_with = [{"normcourse": "0.0.9"}, {"normcourse": "0.1.0"}]
+    assert miniatures.caption(record | {"versions": made_with}).endswith(", normcourse 0.0.9 and 0.1.0")
+    assert miniatures.caption(record | {"versions": [{"normcourse": __version__}]}).endswith("validation accuracy")
 
 
 @pytest.mark.parametrize("name", NAMES)
