@@ -58,9 +58,7 @@ def some_images(data: Data, count: int, device: torch.device) -> Data:
     """The data set with ``count`` training images, drawn at random; a smaller set gives each of them several times."""
     length = len(data.train_labels)
     order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).repeat(-(-count // length))[:count]
-    return data._replace(
-        train_images=data.train_images[order].to(device), train_labels=data.train_labels[order].to(device)
-    )
+    return data._replace(train_images=data.train_images[order].to(device), train_labels=data.train_labels[order].to(device))
 
 
 # --- step --------------------------------------------------------------------------------------------------------
@@ -86,9 +84,7 @@ def step(data: Data, norms: list[str], size: Figures, device: torch.device) -> F
                 plain.train_epoch, model, plain.sgd(model), loader, device
             )  # a block reads its loader to the end, so no worker runs on beside the others
     seconds = alternate(lanes, size["rounds"], device, "step")
-    ms = {
-        norm: {k: [1000 * s / size["steps"] for s in v] for (n, k), v in seconds.items() if n == norm} for norm in norms
-    }
+    ms = {norm: {k: [1000 * s / size["steps"] for s in v] for (n, k), v in seconds.items() if n == norm} for norm in norms}
     return {"first_batch_s": wait, "path": paths, "norms": {norm: compare(ms[norm]) for norm in norms}}
 
 

@@ -1,11 +1,10 @@
 """What two processes gain on two cores: python benchmarks/parallel.py --data PATH
 
 The same steps at the same batch size: one process with a thread, one with two threads, two processes with a thread each.
-The three take turns, so that a busy machine does not favour one. Medians of the rounds, written to parallel.json.
+The three take turns, so that a busy machine does not favour one. Medians of the rounds, written to results/processes.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from normcourse import default_settings, load_data, parallel
-from normcourse.train import _device_name, _start, _train_epoch
+from normcourse.train import _device_name, _start, _train_epoch, write_record
 
 KINDS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
 
@@ -77,5 +76,5 @@ if __name__ == "__main__":
         "device": _device_name(torch.device("cpu")), "cores": os.cpu_count(), "torch": torch.__version__,
         "python": platform.python_version(), "steps": chosen.steps,
     }  # fmt: skip
-    text = json.dumps({"machine": machine, "milliseconds a step": result}, indent=1)
-    Path(__file__).with_name("parallel.json").write_text(text + "\n")
+    record = {"part": "processes", "machine": machine, "milliseconds a step": result}
+    write_record(Path(__file__).with_name("results") / "processes.json", record)

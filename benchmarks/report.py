@@ -14,7 +14,7 @@ from normcourse.data import write_file
 from normcourse.norm import NORMS
 
 HERE = Path(__file__).resolve().parent
-BLOCKS = ("targets", "step", "evaluate", "machine", "memory", "accuracy", "grow", "gpu")
+BLOCKS = ("targets", "step", "evaluate", "machine", "memory", "accuracy", "grow", "processes", "gpu")
 KINDS = {
     "floor": "floor",
     "ours": "ours",
@@ -65,6 +65,8 @@ def section(record: Record) -> str:
     """The tables of one result, and where they come from."""
     tables = {"step": step, "evaluate": evaluation, "machine": machine, "memory": memory, "grow": grow,
               "accuracy": accuracy, "whole": whole}  # fmt: skip
+    if record["part"] == "processes":
+        return processes(record)
     return f"{tables[record['part']](record)}\n\n<sub>{circumstances(record['circumstances'])}</sub>"
 
 
@@ -104,9 +106,7 @@ def machine(record: Record) -> str:
          f"{1000 * need['traffic_gb']:.0f}", f"{need['copy_ms']:.1f}"]
         for norm, need in result["norms"].items()
     ]  # fmt: skip
-    header = (
-        "a step, GFLOP, least ms in fp32, least ms in bf16, MB to and from convolutions, ms at the rate of the copy"
-    )
+    header = "a step, GFLOP, least ms in fp32, least ms in bf16, MB to and from convolutions, ms at the rate of the copy"
     rates = ", ".join(f"{value:,.0f} GFLOP/s in {kind}" for kind, value in result["gflops"].items())
     n = result["matrix"]
     return (
@@ -125,8 +125,7 @@ def memory(record: Record) -> str:
     names = {"import_torch_s": "import torch", "import_normcourse_s": "import normcourse, after it",
              "load_s": "loading the cached data set"}  # fmt: skip
     rows = [
-        [name, f"{median(result[key]):.2f}", f"{min(result[key]):.2f} to {max(result[key]):.2f}"]
-        for key, name in names.items()
+        [name, f"{median(result[key]):.2f}", f"{min(result[key]):.2f} to {max(result[key]):.2f}"] for key, name in names.items()
     ]
     return (
         f"{table('peak memory in MB, ours, plain', peaks)}\n\nOf these, `import torch` alone takes {alone or 'unknown'}.\n\n"
@@ -171,6 +170,17 @@ def ahead(result: Record, level: str) -> tuple[str, bool]:
         return "ours never", False
     ratio = (plain or sum(epoch["seconds"] for epoch in result["plain"]["history"])) / ours
     return ("" if plain else "over ") + f"{ratio:.2f}", ratio >= 3
+
+
+def processes(record: Record) -> str:
+    """The table of what parallel.py measures."""
+    found, steps = record["machine"], record["milliseconds a step"]
+    kinds = [kind for kind in next(iter(steps.values())) if "process" in kind]
+    rows = [[NORMS[norm], *(f"{each[kind]:.1f}" for kind in kinds), f"{each['speed-up']:.2f}"] for norm, each in steps.items()]
+    names = [kind.replace(",", " with") for kind in kinds]
+    note = f"{found['device']}, {found['cores']} cores, torch {found['torch']}, python {found['python']}; medians of blocks of"
+    text = table(f"ms a step, {', '.join(names)}, first / last", rows)
+    return f"{text}\n\n<sub>{note} {found['steps']} steps</sub>"
 
 
 def whole(record: Record) -> str:
@@ -311,9 +321,7 @@ def page(text: str, records: dict[str, Record]) -> str:
     """The page with every block as the results say."""
     for block, body in blocks(records).items():
         start, end = f"<!-- {block} -->", f"<!-- end of {block} -->"
-        text, count = re.subn(
-            f"{start}.*?{end}", lambda _, body=body, s=start, e=end: f"{s}\n{body}\n{e}", text, flags=re.S
-        )
+        text, count = re.subn(f"{start}.*?{end}", lambda _, body=body, s=start, e=end: f"{s}\n{body}\n{e}", text, flags=re.S)
         if count != 1:
             raise ValueError(f"README.md needs {start} and {end} once each, it has them {count} times")
     return text
@@ -321,13 +329,10 @@ def page(text: str, records: dict[str, Record]) -> str:
 
 def write(folder: Path = HERE) -> None:
     """Write the page and the figures of a folder that has README.md and results/."""
-    from matplotlib import pyplot
-
     records, readme = read_all(folder / "results"), folder / "README.md"
     text = page(readme.read_text(encoding="utf-8"), records)
     for name, figure in figures(records).items():
-        write_file(folder / "images" / f"{name}.png", lambda file, figure=figure: figure.savefig(file, format="png"))
-        pyplot.close(figure)
+        plot.save(figure, folder / "images" / f"{name}.png")
     write_file(readme, lambda file: file.write(text.encode()))
 
 

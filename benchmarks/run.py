@@ -8,7 +8,7 @@ Run nothing else meanwhile. Ctrl-C is safe: finished parts are kept, and `accura
   machine   what the processor and its memory can do, and what a step asks of them
   memory    peak memory of a training, ours and plain; imports; loading the data
   grow      seconds and memory against images, batch size and threads
-  accuracy  seconds to 70 % and to 80 %, ours and the best public recipe (about an hour a norm)
+  accuracy  seconds to 70 % and to 80 %, ours and the best public recipe (about 25 minutes a norm)
   whole     20 epochs as a whole; only with --device cuda
 """
 
@@ -58,9 +58,7 @@ def make_parser() -> Parser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice, one a core)")
     parser.add_argument("--out", type=Path, help=f"folder of the JSON files (default: results; {TOYS} with --toy)")
-    parser.add_argument(
-        "--toy", action="store_true", help="everything tiny, to see that it works; figures mean nothing"
-    )
+    parser.add_argument("--toy", action="store_true", help="everything tiny, to see that it works; figures mean nothing")
     return parser
 
 

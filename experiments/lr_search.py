@@ -8,9 +8,10 @@ experiments/lr_search; a second call only reads them. No test image is touched.
 import argparse
 from pathlib import Path
 
-from normcourse import CourseError, default_settings, fit, load_data
+from normcourse import default_settings, fit, load_data
 from normcourse.data import Data
 from normcourse.norm import NORMS
+from normcourse.train import DivergedError
 
 FOLDER = Path(__file__).with_suffix("")
 EPOCHS, RATES, FACTOR, NOISE = 3, (0.015, 0.03, 0.06), 2, 0.5  # NOISE in points of accuracy
@@ -31,9 +32,7 @@ def search(norm: str, data: Data) -> float:
         try:
             record = fit(default_settings(norm=norm, lr=lr, epochs=EPOCHS, validate=True), data, FOLDER)
             accuracy[lr] = record["history"][-1]["val_accuracy"]
-        except CourseError as error:
-            if "no longer finite" not in str(error):
-                raise
+        except DivergedError:
             accuracy[lr] = 0.0  # and no record
         print(f"{norm} lr {lr:<7g} validation accuracy {accuracy[lr]:.2f} %", flush=True)
         best = choose(accuracy)

@@ -51,11 +51,11 @@ from normcourse.miniatures import (
 )  # fmt: skip
 from normcourse.model import build, count_parameters
 from normcourse.norm import NORMS
-from normcourse.train import Record, Settings, _percent, run_name, write_record
+from normcourse.train import DivergedError, Record, Settings, _percent, run_name, write_record
 
 IMAGES_EPOCHS = {  # one epoch where no curve is needed: more images for as many samples seen
-    "rates": (5_000, 1), "groups": (5_000, 1), "layer_norms": (5_000, 1), "batch_size": (5_000, 1),
-    "bn_rates": (3_000, 4), "norms": (5_000, 2),
+    "rates": (10_000, 1), "groups": (10_000, 1), "layer_norms": (10_000, 1), "batch_size": (10_000, 1),
+    "bn_rates": (10_000, 4), "norms": (10_000, 2),
 }  # fmt: skip
 TINY = (40, 1)  # of every miniature, with --preliminary
 VALIDATION = 2_000  # training images that no miniature trains on
@@ -127,9 +127,7 @@ def changes(name: str, rates: Record | None) -> list[dict[str, Any]]:
         return [{"norm": norm, "batch_size": size, "lr": scaled_rate(norm, size), "three_ways": norm == "bn"}
                 for size in BATCH_SIZES for norm in ("bn", "gn", "ln")]  # fmt: skip
     if name == "bn_rates":
-        return [
-            {"norm": norm, "lr": rate * factor, "schedule": "step"} for factor in BN_FACTORS for norm in ("bn", "none")
-        ]
+        return [{"norm": norm, "lr": rate * factor, "schedule": "step"} for factor in BN_FACTORS for norm in ("bn", "none")]
     return [{"norm": norm, "lr": best_rate(rates, norm)} for norm in NORMS] if rates else []
 
 
@@ -154,9 +152,7 @@ def subset(data: Data, images: int, held_out: int) -> Data:
         held.append(own[: held_out // classes])
         kept.append(own[held_out // classes :][: images // classes])
         if len(held[-1]) + len(kept[-1]) < held_out // classes + images // classes:
-            raise CourseError(
-                f"{images} + {held_out} images are asked for, but class {data.classes[k]!r} has {len(own)}"
-            )
+            raise CourseError(f"{images} + {held_out} images are asked for, but class {data.classes[k]!r} has {len(own)}")
     parts = [indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))]
              for indices in (torch.cat(kept), torch.cat(held))]  # fmt: skip
     return data._replace(
@@ -187,9 +183,7 @@ def run(point: Point, data: Data, work: Path) -> Record:
     with patch.object(train_module, "build", lambda *_, **__: network(point, len(data.classes))):  # fit knows no layer
         try:
             record = fit(point.settings, data, fitted.parent, progress=False)
-        except CourseError as error:
-            if "no longer finite" not in str(error):
-                raise
+        except DivergedError:
             record = diverged(point, fitted, len(data.classes))
     result: Record = {"settings": asdict(point.settings) | {"layer": point.layer}}
     result["parameters"] = count_parameters(model)
@@ -268,13 +262,9 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", help=f"any of {', '.join(IMAGES_EPOCHS)} (default: all)")
     parser.add_argument("--data", help="source of the images (default: $NORMCOURSE_DATA, else auto)")
-    parser.add_argument(
-        "--part", default="0/1", metavar="K/N", help="train only every Nth network, from the Kth (from 0)"
-    )
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="train only every Nth network, from the Kth (from 0)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be trained and its cost, train nothing")
-    parser.add_argument(
-        "--preliminary", action="store_true", help=f"{TINY[0]} images, {TINY[1]} epoch: the format only"
-    )
+    parser.add_argument("--preliminary", action="store_true", help=f"{TINY[0]} images, {TINY[1]} epoch: the format only")
     parser.add_argument("--work", type=Path, default=Path("runs/miniatures"), help="finished networks (%(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="records (default: inside the package)")
     chosen = parser.parse_args(words)

@@ -1,14 +1,11 @@
 """Who shares a mean with whom: the sets S_i of BN, LN, IN and GN, drawn from the axes that the code averages over.
 
-Everything works on the view (N, G, C/G, H, W) of a batch (N, C, H, W). ``python -m normcourse.cube images`` writes the
-figures of the README.
+Everything works on the view (N, G, C/G, H, W) of a batch (N, C, H, W).
 """
 
 # ruff: noqa: N803, N806  (N, C, G, H, W are the names that the field uses)
 import base64
 import io
-import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
 from normcourse import plot
-from normcourse.data import write_file
 from normcourse.norm import NORMS
 
 # The axes of the view (N, G, C/G, H, W) that share one mean and one variance: the whole difference between the norms.
@@ -241,17 +237,7 @@ def draw_choice():
 
 
 def save_figures(folder: str | Path) -> list[Path]:
-    """Write the figures that the README shows to ``folder`` and return their paths."""
+    """Write the cube's figures to ``folder`` and return their paths."""
     figures = {"toy_batch": draw_toy_batch(), "cube": draw_cubes(), "four_ways": draw_four_ways(toy_images())}
     figures |= {"which_norm": draw_choice(), "explorer": draw_entry("GN", 3, 6, 2, 1, 4, 0, 1)}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, fig in figures.items():
-        save = partial(fig.savefig, format="png", dpi=150, metadata={"Software": None})
-        write_file(Path(folder, f"{name}.png"), save)
-        plt.close(fig)
-    return [Path(folder, f"{name}.png") for name in figures]
-
-
-if __name__ == "__main__":
-    plt.switch_backend("agg")
-    print(*save_figures(sys.argv[1] if len(sys.argv) > 1 else "images"), sep="\n")
+    return [Path(folder, plot.save(fig, Path(folder, f"{name}.png"))) for name, fig in figures.items()]

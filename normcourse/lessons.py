@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normcourse.data import Data, batches, write_file
+from normcourse.data import CourseError, Data, batches, write_file
 from normcourse.model import build
 from normcourse.norm import NORMS
 from normcourse.plot import COLORS, bare, panels, unnormalise
@@ -86,9 +86,8 @@ def trained(settings: Settings, data: Data, retrain: bool = False, runs: str | P
     elif data.name != "CIFAR-10":
         print(f"{data.name}, not CIFAR-10: curves and tables show the published run, images a network trained just now")
         return _trained_briefly(settings, data), record
-    print(
-        f"trained for {settings.epochs} epochs on {record['data']} ({record['copy']}); here is {data.name} ({data.copy})"
-    )
+    made_on = f"{record['data']} ({record['copy']})"
+    print(f"trained for {settings.epochs} epochs on {made_on}; here is {data.name} ({data.copy})")
     return _load(settings, data, weights), record
 
 
@@ -104,6 +103,8 @@ def _trained_briefly(settings: Settings, data: Data) -> nn.Module:
 def _load(settings: Settings, data: Data, weights: Path) -> nn.Module:
     chosen = (settings.num_groups, settings.multiplier, settings.dropout)
     model = build(settings.net, settings.norm, len(data.classes), *chosen)
+    if not weights.exists():
+        raise CourseError(f"{weights}, the weights, is missing; delete {weights.stem}.json to train this run again")
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model.eval()
 

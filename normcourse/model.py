@@ -1,5 +1,6 @@
 """Networks: the assignment's skeleton with any normalization, and the published reference designs."""
 
+import copy
 import math
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -27,21 +28,17 @@ class ConvBlock(nn.Module):
 
     A 3x3 convolution here is depthwise-separable, unless its input is the image: a 3x3 filter for each channel, then
     a 1x1 convolution across them. It sees the same 3x3 window for about a ninth of the weights (Howard 2017). Hard
-    swish, y * min(max(y + 3, 0), 6) / 6, is nearly ReLU but has no corner where gradients end (Howard 2019, section 5.2).
+    swish, y * min(max(y + 3, 0), 6) / 6, is nearly ReLU, but smooth around 0 (Howard 2019, section 5.2).
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, norm: str, num_groups: int, dropout: float
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str, num_groups: int, dropout: float):
         super().__init__()
-        bias = norm == "none"  # a norm has its own shift
+        bias = norm == "none"  # under any norm there is none, so that only the norm differs
         layers: list[nn.Module] = []
         if kernel_size == 3 and in_channels > 3:
             layers = [nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)]
             kernel_size = 1
-        self.conv = nn.Sequential(
-            *layers, nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        )
+        self.conv = nn.Sequential(*layers, nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias))
         self.norm = norm_layer(norm, out_channels, num_groups)
         self.dropout = nn.Dropout(dropout)
         self.skip = bool(layers) and in_channels == out_channels
@@ -69,9 +66,7 @@ class NormNet(nn.Module):
         _check(num_classes, dropout)
         common = math.gcd(*self.WIDTHS.values())  # of 0 and n it is n
         if norm == "gn" and (not isinstance(num_groups, int) or num_groups < 1 or common % num_groups):
-            raise CourseError(
-                f"num_groups={num_groups} does not divide every width of NormNet; allowed: {divisors(common)}"
-            )
+            raise CourseError(f"num_groups={num_groups} does not divide every width of NormNet; allowed: {divisors(common)}")
         channels = 3
         for name, width in self.WIDTHS.items():
             if name[0] == "P":
@@ -92,9 +87,7 @@ class NormNet(nn.Module):
         return x.flatten(1)
 
 
-def reference_net(
-    norm: str, multiplier: int | None = None, num_classes: int = 10, dropout: float = 0.0
-) -> nn.Sequential:
+def reference_net(norm: str, multiplier: int | None = None, num_classes: int = 10, dropout: float = 0.0) -> nn.Sequential:
     """The published designs, layer for layer; takes (N, 3, 32, 32), returns log-probabilities (N, num_classes).
 
     ``bn``, multiplier 1: 5,882 parameters. ``ln`` and ``gn`` were published with multiplier 2: 73,770 parameters, which
@@ -170,19 +163,12 @@ def receptive_fields(model: nn.Module, size: int = 32) -> list[Field]:
         field += (kernel - 1) * dilation * jump
         rows.append(Field(name, type(layer).__name__, y.shape[1], y.shape[-1], jump * stride, field))
 
-    hooks = [
-        layer.register_forward_hook(lambda layer, x, y, name=name: visit(name, layer, x[0], y))
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d))
-    ]
-    was_training, parameter = model.training, next(model.parameters())
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    model, parameter = copy.deepcopy(model).eval(), next(model.parameters())
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            layer.register_forward_hook(lambda layer, x, y, name=name: visit(name, layer, x[0], y))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     return rows
 
 

@@ -64,9 +64,7 @@ def wrap(model: nn.Module) -> nn.Module:
     """The model whose gradients are averaged over the processes after each backward; shares its parameters."""
     if place()[1] == 1:
         return model
-    warnings.filterwarnings(
-        "ignore", "Grad strides do not match bucket"
-    )  # of 1x1 filters: a matter of speed, not of value
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket")  # of 1x1 filters: a matter of speed, not of value
     return DistributedDataParallel(model)
 
 
@@ -92,25 +90,6 @@ def total(*values: Tensor) -> None:
     if place()[1] > 1:
         for value in values:
             dist.all_reduce(value)
-
-
-def each_its_share(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor) -> Tensor:
-    """``function(images)``, which gives a row for each image, worked out by the processes together.
-
-    The running statistics of the first process count, as in DistributedDataParallel.
-    """
-    rank, count = place()
-    if count == 1:
-        return function(images)
-    for buffer in model.buffers():
-        dist.broadcast(buffer, 0)
-    if len(images) < count:  # nobody may come away empty-handed
-        return function(images)
-    mine = function(images[rank::count])
-    rows = mine.new_zeros(len(images), *mine.shape[1:])
-    rows[rank::count] = mine
-    total(rows)
-    return rows
 
 
 def leave_it_to_the_first() -> None:

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normcourse.data import Data
+from normcourse.data import Data, write_file
 from normcourse.norm import NORMS
 from normcourse.train import changed_settings, default_settings
 
@@ -18,8 +20,17 @@ COLORS = {"bn": "#0072B2", "ln": "#E69F00", "gn": "#D55E00", "in": "#009E73", "n
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called $x
     "font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.3, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 150, "lines.linewidth": 2,
+    "grid.alpha": 0.3, "legend.frameon": False, "figure.dpi": 100, "lines.linewidth": 2,
 }  # fmt: skip
+
+
+def save(figure: Any, path: Path) -> str:
+    """Write a picture, whole or not at all, and return its name."""
+    from matplotlib import pyplot
+
+    write_file(path, partial(figure.savefig, format="png", dpi=150, metadata={"Software": None}))
+    pyplot.close(figure)
+    return path.name
 
 
 def label(settings: dict[str, Any]) -> str:

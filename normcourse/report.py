@@ -29,7 +29,7 @@ def data_folder(runs: str | Path, name: str) -> Path:
 def find_records(folder: str | Path) -> dict[Path, Record]:
     """All records below a folder, in the table's order. Raises CourseError if one is cut short."""
     paths = sorted(Path(folder).rglob("*-seed*-????????.json"))  # the names that run_name makes
-    records = {path: record for path in paths if (record := read_record(path))}
+    records = {path: read_record(path) for path in paths}
     return dict(sorted(records.items(), key=lambda item: _order(item[1])))
 
 
@@ -101,7 +101,7 @@ def provenance(records: list[Record]) -> str:
 
 def write_report(folder: Path, data: Data | None = None) -> str:
     """Write the table (report.md) and the pictures of one data set's runs into their folder; returns the text."""
-    records = read_records(folder)
+    records = {path: record for path, record in read_records(folder).items() if path.parent == Path(folder)}
     text = f"{table(list(records.values()))}\n\n{provenance(list(records.values()))}\n"
     _pictures(records, folder, data)
     write_file(folder / "report.md", lambda file: file.write(text.encode()))
@@ -118,28 +118,20 @@ def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, shor
             shown = _typical([r for r in chosen.values() if r["copy"] == copy])
             suffix = f"-{net}" + (f"-{copy.split()[-1]}" if len(copies) > 1 else "")
             title = f"{shown[0]['data']}, {NETS[net]}"
-            names.append(_save(plot.curves(shown, title), folder / f"curves{suffix}.png"))
+            names.append(plot.save(plot.curves(shown, title), folder / f"curves{suffix}.png"))
             bars = plot.per_class(shown, f"{title}: accuracy by class")
-            names.append(_save(bars, folder / f"per-class{suffix}.png"))
+            names.append(plot.save(bars, folder / f"per-class{suffix}.png"))
         if short:  # published: NormNet's, one of each norm
             chosen = {p: r for p, r in chosen.items() if net == "normnet" and r in shown}
         for path, record in chosen.items():
             stem = path.stem.split("-seed")[0] if short else path.stem
             title = f"{NETS[net]}, {plot.label(record['settings'])} on {record['data']}"
-            names.append(_save(plot.confusion(record, title), folder / f"{stem}-confusion.png"))
+            names.append(plot.save(plot.confusion(record, title), folder / f"{stem}-confusion.png"))
             if data is not None and (data.name, data.copy) == (record["data"], record["copy"]):
                 held_out = split_validation(data) if record["settings"]["validate"] else data
                 mistakes = plot.misclassified(record["mistakes"], held_out, title)
-                names.append(_save(mistakes, folder / f"{stem}-mistakes.png"))
+                names.append(plot.save(mistakes, folder / f"{stem}-mistakes.png"))
     return names
-
-
-def _save(figure: Any, path: Path) -> str:
-    from matplotlib import pyplot
-
-    write_file(path, partial(figure.savefig, format="png"))
-    pyplot.close(figure)
-    return path.name
 
 
 def _typical(records: list[Record]) -> list[Record]:
@@ -209,7 +201,7 @@ def _lessons(folder: Path) -> None:
 
     cube.save_figures(folder)
     for name, draw in miniatures.DRAW.items():
-        _save(draw(miniatures.miniature(name)), folder / f"miniature-{name}.png")
+        plot.save(draw(miniatures.miniature(name)), folder / f"miniature-{name}.png")
 
 
 def _publishable(record: Record) -> bool:

@@ -6,9 +6,8 @@ import json
 import math
 import platform
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,10 @@ RECORD_KEYS: dict[str, Any] = {
     "history": list, "confusion": list, "flip_accuracy": float, "mistakes": list, "seconds": (int, float),
     "device": str, "threads": int, "precision": str, "versions": dict, "system": str,
 }  # fmt: skip
+
+
+class DivergedError(CourseError):
+    """The loss of a training is infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,11 @@ def default_settings(net: str = "normnet", norm: str = "bn", more_epochs: bool =
         value = getattr(settings, name)
         if not least <= value < beyond:  # false for nan, too
             raise CourseError(f"{name} is {value}; allowed: {allowed}")
-    build(net, norm, num_groups=settings.num_groups, multiplier=settings.multiplier)  # says what it cannot build
-    build("normnet", "gn", num_groups=settings.num_groups)  # checked for every norm, so that it is never ignored
+    with torch.device("meta"):  # without memory, and no random number is drawn
+        build(net, norm, num_groups=settings.num_groups, multiplier=settings.multiplier)  # says what it cannot build
+        build("normnet", "gn", num_groups=settings.num_groups)  # checked for every norm, so that it is never ignored
     if net == "normnet" and settings.multiplier is not None:
-        raise CourseError(
-            f"multiplier is {settings.multiplier}, but only the reference designs have one (--net reference)"
-        )
+        raise CourseError(f"multiplier is {settings.multiplier}, but only the reference designs have one (--net reference)")
     for name, options in (("optimizer", ("muon", "adamw", "sgd")), ("schedule", ("onecycle", "step"))):
         if getattr(settings, name) not in options:
             raise CourseError(f"{name} is {getattr(settings, name)!r}; allowed: {', '.join(options)}")
@@ -131,9 +133,7 @@ def run_name(settings: Settings, data: Data) -> str:
     return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
 
 
-def fit(
-    settings: Settings, data: Data, folder: str | Path | None = None, device: str = "auto", progress: bool = True
-) -> Record:
+def fit(settings: Settings, data: Data, folder: str | Path | None = None, device: str = "auto", progress: bool = True) -> Record:
     """Train the network that ``settings`` name, evaluate it after each epoch, and return the record.
 
     With a folder, the record (.json) and the weights (.pt) are kept there, and a checkpoint (.ckpt) after each epoch:
@@ -144,8 +144,8 @@ def fit(
     rank, processes = parallel.place()
     settings = replace(settings, processes=processes)
     path = Path(folder) / run_name(settings, data) if folder is not None else None
-    if path and (record := parallel.from_first(lambda: read_record(path.with_suffix(".json"), missing_ok=True))):
-        return record
+    if path and parallel.from_first(path.with_suffix(".json").exists):
+        return parallel.from_first(lambda: read_record(path.with_suffix(".json")))
     place = pick_device(device)
     parallel.check_sync_bn(settings.sync_bn, place)
     run = _start(settings, data, place)
@@ -162,16 +162,12 @@ def fit(
         loss, predicted = evaluate(run["model"], *test, data)
         if not math.isfinite(loss + figures["train_loss"]):
             wrong = "lr, weight_decay or l1 is too large; try a tenth"
-            raise CourseError(f"the loss is no longer finite in epoch {len(run['history']) + 1}: {wrong}")
+            raise DivergedError(f"the loss is no longer finite in epoch {len(run['history']) + 1}: {wrong}")
         figures |= {f"{name}_loss": loss, f"{name}_accuracy": _percent(predicted, test[1]), "seconds": seconds}
         run["history"].append(figures)
         if path:
-            parallel.from_first(partial(_write_checkpoint, run, path))
+            parallel.from_first(lambda: write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file)))
     return parallel.from_first(lambda: _finish(run, settings, data, place, path))
-
-
-def _write_checkpoint(run: dict[str, Any], path: Path) -> None:
-    write_file(path.with_suffix(".ckpt"), lambda file: torch.save(_state(run), file))
 
 
 def _finish(run: dict[str, Any], settings: Settings, data: Data, device: torch.device, path: Path | None) -> Record:
@@ -204,7 +200,7 @@ def _train_epoch(
     with bar, torch.backends.cudnn.flags(**EXACT):
         for step, (x, y) in enumerate(stream):
             set_lr(optimizer, lr := learning_rate(settings, epoch + step / steps))
-            with torch.autocast(device.type, torch.bfloat16, enabled=run["bf16"]):
+            with torch.autocast(device.type, torch.bfloat16) if run["bf16"] else nullcontext():  # old MPS has no autocast
                 logits = run["forward"](x.contiguous(memory_format=run["memory_format"]))
             seen = min(settings.batch_size, len(images) - step * settings.batch_size)  # by all processes
             # Averaged over the processes, these are the gradients of the whole batch's mean loss, however it is split.
@@ -217,21 +213,15 @@ def _train_epoch(
             correct += (logits.detach().argmax(1) == y).sum()
             bar.update(seen)
             if step % 25 == 24 and not bar.disable:  # reading a figure waits for a GPU: seldom
-                bar.set_postfix(
-                    loss=f"{total_loss.item() / bar.n:.3f}",
-                    accuracy=f"{100 * correct.item() / bar.n:.1f}%",
-                    lr=f"{lr:.2g}",
-                )
+                loss_so_far, percent = total_loss.item() / bar.n, 100 * correct.item() / bar.n
+                bar.set_postfix(loss=f"{loss_so_far:.3f}", accuracy=f"{percent:.1f}%", lr=f"{lr:.2g}")
     parallel.total(total_loss, correct)
-    return {
-        "train_loss": total_loss.item() / len(images),
-        "train_accuracy": 100 * correct.item() / len(images),
-        "lr": lr,
-    }
+    mean_loss, accuracy = total_loss.item() / len(images), 100 * correct.item() / len(images)
+    return {"train_loss": mean_loss, "train_accuracy": accuracy, "lr": lr}
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250) -> Tensor:
+def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 100) -> Tensor:
     """Logits (N, num_classes) in eval mode and fp32, the images (N, 3, 32, 32) uint8 as they are."""
     was_training, labels = model.training, torch.zeros(len(images))
     model.eval()
@@ -242,8 +232,8 @@ def predict(model: nn.Module, images: Tensor, data: Data, batch_size: int = 250)
 
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, data: Data) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the predicted classes (N,), in eval mode. Of several processes, all must call it."""
-    logits = parallel.each_its_share(lambda part: predict(model, part, data), model, images)
+    """Mean cross-entropy, and the predicted classes (N,), in eval mode. All processes must call it; the first evaluates."""
+    logits = parallel.from_first(lambda: predict(model, images, data).cpu()).to(labels.device)
     return F.cross_entropy(logits, labels).item(), logits.argmax(1)
 
 
@@ -279,11 +269,8 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
     if settings.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]  # old stubs lack it
-    small = device.type == "cpu" and (settings.net, settings.norm) == (
-        "reference",
-        "bn",
-    )  # bf16 does not pay for 5,882 p
-    bf16 = has_fast_bf16(device) and not small
+    small = (settings.net, settings.norm) == ("reference", "bn")  # for its 5,882 parameters bf16 does not pay on a CPU
+    bf16 = has_fast_bf16(device) and not (small and device.type == "cpu")
     return {
         "model": model, "forward": parallel.wrap(model), "optimizer": make_optimizer(model, settings), "history": [],
         "memory_format": memory_format, "bf16": bf16, "generator": torch.Generator().manual_seed(settings.seed),
@@ -358,16 +345,11 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def _state(run: dict[str, Any]) -> dict[str, Any]:
     """All that an uninterrupted run would have had in memory at this moment."""
-    random = {"generator": run["generator"].get_state(), "cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    return {
-        "model": run["model"].state_dict(),
-        "optimizer": run["optimizer"].state_dict(),
-        "history": run["history"],
-        "origins": [*run["earlier"], run["origin"]],
-        **random,
-    }
+    state = {
+        "model": run["model"].state_dict(), "optimizer": run["optimizer"].state_dict(), "history": run["history"],
+        "origins": [*run["earlier"], run["origin"]], "generator": run["generator"].get_state(), "cpu": torch.get_rng_state(),
+    }  # fmt: skip
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _resume(run: dict[str, Any], path: Path) -> None:
@@ -450,9 +432,7 @@ def command(settings: dict[str, Any]) -> str:
     for name, value in settings.items():
         option = name.replace("_", "-")
         if name not in ("net", "norm", "processes") and (name in changed or value != usual[name]):
-            words.append(
-                f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}"
-            )
+            words.append(f"--{option} {value}" if not isinstance(value, bool) else f"--{option}" if value else f"--no-{option}")
     return f"{start} -m normcourse train {' '.join(words)}{' --more-epochs' if settings['epochs'] > MAX_EPOCHS else ''}"
 
 
@@ -493,17 +473,14 @@ def _check_record(record: Record) -> None:
     f"{train:d}{settings['lr']:g}{record['seconds']:f}{sum(map(sum, record['confusion'])):f}"  # none beyond a float
 
 
-def read_record(path: Path, missing_ok: bool = False) -> Record | None:
-    """Read a record; raises CourseError if it is cut short or not a record (None if it is missing and that is fine)."""
-    if missing_ok and not path.exists():
-        return None
+def read_record(path: Path) -> Record:
+    """Read a record; raises CourseError if it is cut short or not a record."""
     try:
-        record = json.loads(path.read_text(), parse_constant=int)  # int("NaN") is an error, as it should be
+        record: Record = json.loads(path.read_text(), parse_constant=int)  # int("NaN") is an error, as it should be
         record["settings"] = {"processes": 1, "sync_bn": False} | record["settings"]  # which old records do not have
         _check_record(record)
         json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
     except Exception as error:  # what is no record fails in many ways
-        raise CourseError(
-            f"{path} is not a whole record ({type(error).__name__}: {error}); delete it and train again"
-        ) from error
+        what = f"{path} is not a whole record ({type(error).__name__}: {error})"
+        raise CourseError(f"{what}; delete it and train again") from error
     return record
