@@ -55,7 +55,7 @@ from normcourse.train import DivergedError, Record, Settings, _percent, run_name
 
 IMAGES_EPOCHS = {  # one epoch where no curve is needed: more images for as many samples seen
     "rates": (10_000, 1), "groups": (10_000, 1), "layer_norms": (10_000, 1), "batch_size": (10_000, 1),
-    "bn_rates": (10_000, 4), "norms": (10_000, 2),
+    "bn_rates": (10_000, 3), "norms": (10_000, 2),
 }  # fmt: skip
 TINY = (40, 1)  # of every miniature, with --preliminary
 VALIDATION = 2_000  # training images that no miniature trains on

@@ -14,6 +14,7 @@ from normcourse.model import MAX_PARAMETERS
 from normcourse.train import MAX_EPOCHS, Record, changed_settings, read_record
 
 RESULTS = Path(__file__).with_name("results")  # the published records, inside the package
+MAIN = ("bn", "ln", "gn")  # the norms of the assignment; the others have rows in the tables, but no pictures on the page
 NETS = {"normnet": "NormNet", "reference": "Reference"}
 START, END = "<!-- results: written by `python -m normcourse report --publish` -->", "<!-- end of results -->"
 
@@ -182,7 +183,8 @@ def publish(runs: str | Path, source: str | None = None, root: Path | None = Non
         weights = [path.with_suffix(".pt") for path in paths if path.with_suffix(".pt").exists()]
         for path in paths + weights[:1]:  # the weights of one seed per network
             write_file(root / "normcourse" / "results" / path.name, partial(_copy, path))
-        lowest[paths[0]] = group[0]  # the lowest seed of each network
+        if group[0]["settings"]["norm"] in MAIN:
+            lowest[paths[0]] = group[0]  # the lowest seed of each network
     names = _pictures(lowest, root / "images", data, short=True)
     _lessons(root / "images")
     body = f"{START}\n{_readme(list(records.values()), names)}\n{END}"

@@ -59,7 +59,7 @@ class Settings:
     sync_bn: bool = False  # Batch Norm's statistics over all of them
 
 
-# Chosen on the validation split by experiments/lr_search.py; a test compares them with its record. in: not searched, gn's.
+# Chosen on the validation split by experiments/lr_search.py; a test compares them with its record.
 LEARNING_RATES = {"bn": 0.03, "ln": 0.03, "gn": 0.03, "in": 0.03, "none": 0.03}
 
 # As published (spec: SGD, L1 on all weights, a tenth of the lr every 8 epochs, no augmentation).
