@@ -2,12 +2,12 @@
 
 NAME is one or more of these (default: all). In brackets: the networks to train and the minutes on one thread of a slow core.
 
-  rates        accuracy against learning rate, for every norm and none [75, 32]
-  groups       accuracy against the number of groups, LN and IN as the ends [6 beside those of rates, 3]
-  layer_norms  GN(1), LayerNorm([C, H, W]) and per-pixel LN in the same network [9, 4]
-  batch_size   BN, GN and LN at batch size 128 to 2; BN evaluated in three ways [45, 42]
-  bn_rates     with and without BN at three learning rates, epoch by epoch [18, 17]
-  norms        every norm and none, each at its best rate of rates, with seeds of its own [15, 13]; waits for all of rates
+  rates        accuracy against learning rate, for every norm and none [75, 28]
+  groups       accuracy against the number of groups, LN and IN as the ends [6 beside those of rates, 2]
+  layer_norms  GN(1), LayerNorm([C, H, W]) and per-pixel LN in the same network [9, 3]
+  batch_size   BN, GN and LN at batch size 128 to 2; BN evaluated in three ways [36, 24]
+  bn_rates     with and without BN at three learning rates, epoch by epoch [18, 19]
+  norms        every norm and none, each at its best rate of rates, with seeds of its own [15, 11]; waits for all of rates
 
 Training images are a seeded stratified subset of the training set; validation images are 2,000 others of the TRAINING set.
 The test set is not touched. All networks of a miniature see the same number of samples.

@@ -136,9 +136,9 @@ def _pictures(records: dict[Path, Record], folder: Path, data: Data | None, shor
 
 
 def _typical(records: list[Record]) -> list[Record]:
-    """One run for each network and norm, the one that differs least from its recipe, in the table's order."""
+    """One run for each network and norm, in the table's order: without L1 if there is one, and nearest to its recipe."""
     chosen: dict[tuple[Any, ...], Record] = {}
-    for record in sorted(records, key=lambda r: len(changed_settings(r["settings"]))):
+    for record in sorted(records, key=lambda r: (r["settings"]["l1"] > 0, len(changed_settings(r["settings"])))):
         chosen.setdefault(tuple(record["settings"][k] for k in ("norm", "num_groups", "multiplier")), record)
     return sorted(chosen.values(), key=_order)
 

@@ -12,17 +12,18 @@ import torch
 
 from normcourse import NormNet, default_settings, lessons, predict
 from normcourse.lessons import FIRST_CELL, REPOSITORY, activations, published, trained
+from normcourse.norm import NORMS
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("0[0-3]_[!s]*.ipynb"))
 
 
-@pytest.mark.parametrize("norm", ["bn", "ln", "gn"])
+@pytest.mark.parametrize("norm", list(NORMS))
 def test_the_recipe_of_each_norm_is_published(norm):
     weights, record = published(default_settings(norm=norm))
     assert weights.exists() and record["settings"] == asdict(default_settings(norm=norm))
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.0123}, {"epochs": 3}, {"seed": 99}, {"weight_decay": 0.5}, {"norm": "in"}])
+@pytest.mark.parametrize("change", [{"lr": 0.0123}, {"epochs": 3}, {"seed": 99}, {"weight_decay": 0.5}, {"dropout": 0.5}])
 def test_a_record_matches_only_with_every_setting(change):
     assert published(replace(default_settings(norm="bn"), **change)) == (None, None)
 
