@@ -112,6 +112,7 @@ def train(options: dict[str, Any]) -> None:
         accuracies = f"train {last['train_accuracy']:.2f} %, {held_out} {last[f'{held_out}_accuracy']:.2f} %"
         tell(f"{each.net} {each.norm}: {accuracies}, {record['parameters']:,} parameters, {record['seconds']:,.0f} s")
     tell(f"\n## {data.name}\n\n{parallel.from_first(lambda: write_report(folder, data))}\nTable and pictures: {folder}")
+    parallel.end()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -92,6 +92,13 @@ def total(*values: Tensor) -> None:
             dist.all_reduce(value)
 
 
+def end() -> None:
+    """Leave the group when all have come so far: a process that ends within it may be aborted by its own gloo threads."""
+    if place()[1] > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def leave_it_to_the_first() -> None:
     """Wait for the end: all processes have the same error, and when the first has told it, torchrun ends the others."""
     if int(os.environ.get("RANK", "0")) > 0:
