@@ -17,22 +17,23 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def later_table() -> str:
-    """The trials with Muon that followed, a row each: figures after the last epoch, or the last one before a stop."""
+def later_table(trials: str) -> str:
+    """The trials that followed, ``later`` or ``mirrored``, a row each: figures after the last epoch, or before a stop."""
     lines = [
         "| norm | what | epochs | parameters | train (%) | validation (%) | validation loss | flip-averaged (%) |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for trial in RECORD["later"]:
+    for trial in RECORD[trials]:
         last, epochs = trial["val_accuracy"][-1], trial["of_epochs"]
         if trial.get("stopped"):
             cells = [f"stopped at {len(trial['val_accuracy'])} of {epochs}", "", "", f"{last:.2f}", "", ""]
         else:
             cells = [str(epochs), f"{trial['parameters']:,}", f"{trial['train_accuracy'][-1]:.2f}", f"{last:.2f}"]
-            cells += [f"{trial['val_loss']:.4f}", f"{trial['flip_accuracy']:.2f}"]
+            flip = trial["flip_accuracy"]
+            cells += [f"{trial['val_loss']:.4f}", "" if flip is None else f"{flip:.2f}"]
         lines.append(f"| {trial['norm']} | {trial['what']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(f"{table()}\n\n{later_table()}")
+    print(table(), later_table("later"), later_table("mirrored"), sep="\n\n")

@@ -23,6 +23,28 @@ def _check(num_classes: int, dropout: float) -> None:
         raise CourseError(f"dropout is {dropout!r}; allowed: 0 up to 1, without 1")
 
 
+class MirrorConv(nn.Conv2d):
+    """A convolution that uses each of its learned filters twice: as it is, and mirrored left-right (Cohen & Welling 2016).
+
+    Channels come in pairs: channel k + C/2 holds the mirror image of what channel k would hold, were the image mirrored.
+    So a filter is mirrored by flipping its kernel and, unless it reads the image, by exchanging the pairs that it reads.
+    The weight is (C_out/2, C_in/groups, K, K): twice the filters, or for the same parameters wider layers. Written for
+    the image, 1x1 and depthwise convolutions; in_channels, but for the image's 3, and out_channels must be even.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.weight = nn.Parameter(self.weight[: self.out_channels // 2].detach().clone())
+
+    def filters(self) -> Tensor:
+        """All of its filters, (C_out, C_in/groups, K, K): the learned ones, then their mirror images."""
+        pairs = 0 if self.in_channels == 3 else self.weight.shape[1] // 2  # of a depthwise filter's 1 input: none
+        return torch.cat([self.weight, self.weight.flip(3).roll(pairs, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C_in, H, W) -> (N, C_out, H, W)
+        return self._conv_forward(x, self.filters(), self.bias)
+
+
 class ConvBlock(nn.Module):
     """Convolution -> norm, plus the input itself where ``skip`` (He et al. 2016) -> hard swish -> dropout.
 
@@ -36,9 +58,10 @@ class ConvBlock(nn.Module):
         bias = norm == "none"  # under any norm there is none, so that only the norm differs
         layers: list[nn.Module] = []
         if kernel_size == 3 and in_channels > 3:
-            layers = [nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)]
+            layers = [MirrorConv(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)]
             kernel_size = 1
-        self.conv = nn.Sequential(*layers, nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias))
+        mixing = MirrorConv(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.conv = nn.Sequential(*layers, mixing)
         self.norm = norm_layer(norm, out_channels, num_groups)
         self.dropout = nn.Dropout(dropout)
         self.skip = bool(layers) and in_channels == out_channels
@@ -58,8 +81,8 @@ class NormNet(nn.Module):
     unknown norm, a num_groups that does not divide every width, or 50,000 parameters and more.
     """
 
-    WIDTHS = {"C1": 24, "C2": 48, "c3": 32, "P1": 0, "C3": 64, "C4": 64, "C5": 64, "c6": 48, "P2": 0, "C7": 104, "C8": 104,
-              "C9": 104}  # fmt: skip
+    WIDTHS = {"C1": 24, "C2": 48, "c3": 32, "P1": 0, "C3": 96, "C4": 96, "C5": 96, "c6": 64, "P2": 0, "C7": 152, "C8": 152,
+              "C9": 152}  # fmt: skip
 
     def __init__(self, norm: str = "bn", num_classes: int = 10, num_groups: int = 8, dropout: float = 0.0):
         super().__init__()

@@ -130,7 +130,7 @@ def test_the_operations_are_those_that_pytorch_counts(norm):
     net = build("normnet", norm)
     with FlopCounterMode(display=False) as counter:  # right for the forward pass; backward it ignores groups
         net(torch.zeros(4, 3, 32, 32))
-    first = 2 * 4 * net.C1.conv[-1].weight.numel() * 32 * 32
+    first = 2 * 4 * net.C1.conv[-1].filters().numel() * 32 * 32
     assert measure.needed(net, 4)["gflop"] * 1e9 == pytest.approx(3 * counter.get_total_flops() - first)
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from normcourse import CourseError, NormNet, count_parameters, norm_layer, receptive_fields, reference_net
-from normcourse.model import build
+from normcourse.model import MirrorConv, build
 from normcourse.norm import NORMS
 
 SPEC = {  # spec of the published designs: step -> (channels at m = 1, size after, receptive field after)
@@ -53,9 +53,41 @@ def test_only_the_norm_differs():
     assert shapes["bn"] == shapes["ln"] == shapes["gn"] == shapes["in"]
 
 
+def test_a_mirrored_image_gives_mirrored_activations_in_exchanged_pairs():
+    for norm in ("ln", "gn", "in", "none"):
+        net = NormNet(norm).eval()
+        for block in net.children():  # without a norm there are biases; every filter and its mirror image get the same
+            if norm == "none" and hasattr(block, "conv"):
+                block.conv[-1].bias.data.fill_(0.1)
+        net.C10 = nn.Identity()
+        x = torch.randn(3, 3, 32, 32)
+        seen, mirrored = net(x), net(x.flip(3))  # (N, C): what the head reads
+        torch.testing.assert_close(mirrored, seen.roll(seen.shape[1] // 2, 1), atol=1e-5, rtol=1e-5)
+        assert seen.std() > 1e-3  # not all equal
+
+
+@pytest.mark.parametrize(("channels", "out_channels", "size", "groups"), [(3, 8, 3, 1), (8, 12, 1, 1), (8, 8, 3, 8)])
+def test_mirror_conv_is_a_convolution_with_all_its_filters(channels, out_channels, size, groups):
+    conv = MirrorConv(channels, out_channels, size, padding=size // 2, groups=groups, bias=False)
+    plain = nn.Conv2d(channels, out_channels, size, padding=size // 2, groups=groups, bias=False)
+    plain.weight = nn.Parameter(conv.filters().detach())
+    x = torch.randn(2, channels, 6, 6)
+    y = conv(x)
+    torch.testing.assert_close(y, plain(x))
+    assert 2 * conv.weight.numel() == plain.weight.numel()
+    mirrored = conv(x.flip(3) if channels == 3 else x.flip(3).roll(channels // 2, 1)).flip(3)
+    torch.testing.assert_close(mirrored, y.roll(out_channels // 2, 1))
+    # a learned filter's gradient is that of both its uses
+    y.square().sum().backward()
+    plain(x).square().sum().backward()
+    first, second = plain.weight.grad.chunk(2)
+    second = second.flip(3) if channels == 3 else second.flip(3).roll(-(second.shape[1] // 2), 1)
+    torch.testing.assert_close(conv.weight.grad, first + second, atol=1e-4, rtol=1e-4)
+
+
 def test_skip_adds_the_input():
     block = NormNet("bn").C4.eval()
-    x = torch.randn(2, 64, 8, 8)
+    x = torch.randn(2, 96, 8, 8)
     assert block.skip
     torch.testing.assert_close(block(x), nn.functional.hardswish(x + block.norm(block.conv(x))))
 
