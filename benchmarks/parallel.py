@@ -64,6 +64,7 @@ if __name__ == "__main__":
         milliseconds = measure(chosen.norm, chosen.data, chosen.steps)
         if parallel.place()[0] == 0:
             print(milliseconds)
+        parallel.end()
         sys.exit()
     result = {}
     for norm in ("bn", "ln", "gn"):

@@ -68,6 +68,7 @@ def main(folder: Path) -> None:
         found["cannot write"] = [type(error).__name__, str(error)]
     rank = parallel.place()[0]
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    parallel.end()
 
 
 if __name__ == "__main__":
