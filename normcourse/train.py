@@ -250,7 +250,7 @@ def learning_rate(settings: Settings, epoch: float) -> float:
     return settings.lr * (0.05 + 0.95 * part / 0.2 if part < 0.2 else (1 - part) / 0.8)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Any, lr: float) -> None:
     """Set the rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -278,7 +278,7 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
     }  # fmt: skip
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: Settings) -> Any:
     """Muon, AdamW or SGD. Norms and biases are not decayed, but for the reference designs with their published SGD."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     vectors = {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}
@@ -290,33 +290,65 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
         matrices = [p for p in weights[:-1] if p.ndim == 4 and p.shape[1] > 1]  # neither depthwise filters nor the head
         rest = [p for p in weights if all(p is not m for m in matrices)]
         groups = [{"params": matrices, "orthogonal": True}, {"params": rest}, vectors]
-    kind, betas = Muon if settings.optimizer == "muon" else torch.optim.AdamW, (settings.momentum, 0.99)
-    return kind(groups, settings.lr, betas, weight_decay=settings.weight_decay, foreach=True)
+    return Muon(groups, settings.lr, (settings.momentum, 0.99), settings.weight_decay)
 
 
-class Muon(torch.optim.AdamW):
+class Muon:
     """AdamW in which groups marked ``orthogonal`` step along the nearest orthogonal matrix (Muon, Jordan et al. 2024).
 
     A convolution's gradient (C_out, C_in, K, K), averaged over the last steps, is taken as a matrix
     (C_out, C_in * K * K) with all its singular values set to about 1: rare directions move as far as common ones. The
     step is 0.2 times the lr in root mean square, about that of AdamW, so that both share one lr (Liu et al. 2025).
+    Not a torch.optim.Optimizer: to make one imports torch's compiler, which takes 150 MB and two seconds.
     """
 
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], weight_decay: float):
+        usual: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "orthogonal": False}
+        self.param_groups = [usual | group for group in groups]
+        self.steps = 0
+        self.moments = [[[torch.zeros_like(p) for p in group["params"]] for _ in range(2 - group["orthogonal"])]
+                        for group in self.param_groups]  # fmt: skip
+
+    def zero_grad(self) -> None:
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "moments": self.moments}
+
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in (g for g in self.param_groups if g.get("orthogonal")):
-            momentum, _ = group["betas"]
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:  # AdamW looks for a step when a checkpoint is read
-                    state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(p))
-                mean = state["momentum_buffer"]
-                mean.lerp_(p.grad, 1 - momentum)
-                step = orthogonalize(p.grad.lerp(mean, momentum).flatten(1))  # Nesterov's
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(step.view_as(p), alpha=0.2 * max(step.shape) ** 0.5 * group["lr"])
-                p.grad = None  # AdamW passes it over
-        super().step()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for ours, theirs in zip(self.moments, state["moments"], strict=True):
+            for moments, saved in zip(ours, theirs, strict=True):
+                torch._foreach_copy_(moments, saved)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.steps += 1
+        for group, moments in zip(self.param_groups, self.moments, strict=True):
+            params, grads = group["params"], [p.grad for p in group["params"]]
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_lerp_(moments[0], grads, 1 - group["betas"][0])
+            if group["orthogonal"]:
+                self._orthogonal(group, grads, *moments)
+            else:
+                self._adamw(group, grads, *moments)
+
+    def _orthogonal(self, group: dict[str, Any], grads: list[Tensor], means: list[Tensor]) -> None:
+        for p, grad, mean in zip(group["params"], grads, means, strict=True):
+            step = orthogonalize(grad.lerp(mean, group["betas"][0]).flatten(1))  # Nesterov's
+            p.sub_(step.view_as(p), alpha=0.2 * max(step.shape) ** 0.5 * group["lr"])
+
+    def _adamw(self, group: dict[str, Any], grads: list[Tensor], means: list[Tensor], squares: list[Tensor]) -> None:
+        """Loshchilov & Hutter 2019, algorithm 2, as torch.optim.AdamW rounds it."""
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, (1 - beta2**self.steps) ** 0.5)
+        torch._foreach_add_(roots, 1e-8)
+        torch._foreach_addcdiv_(group["params"], means, roots, -group["lr"] / (1 - beta1**self.steps))
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

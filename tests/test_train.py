@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -284,22 +286,38 @@ def test_muon_takes_every_weight_once_and_the_matrices_orthogonally():
     assert vectors["weight_decay"] == 0 and all(p.ndim == 1 for p in vectors["params"])
 
 
-def test_a_muon_step_is_that_of_the_formula_and_the_rest_is_adamw():
+def test_a_muon_step_is_that_of_the_formula_and_the_rest_is_torchs_adamw_bit_for_bit():
     torch.manual_seed(0)
-    weight, vector = torch.randn(4, 3, 1, 1), torch.randn(5)
-    ours = [torch.nn.Parameter(t.clone()) for t in (weight, vector)]
-    groups = [{"params": ours[:1], "orthogonal": True}, {"params": ours[1:], "weight_decay": 0.0}]
+    weight, matrix, vector = torch.randn(4, 3, 1, 1), torch.randn(7, 5), torch.randn(5)
+    ours = [torch.nn.Parameter(t.clone()) for t in (weight, matrix, vector)]
+    groups = [{"params": ours[:1], "orthogonal": True}, {"params": ours[1:2]}, {"params": ours[2:], "weight_decay": 0.0}]
     optimizer = train_module.Muon(groups, lr=0.1, betas=(0.9, 0.99), weight_decay=0.02)
-    theirs = torch.nn.Parameter(vector.clone())
-    adamw = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0)
+    theirs = [torch.nn.Parameter(t.clone()) for t in (matrix, vector)]
+    groups = [{"params": theirs[:1]}, {"params": theirs[1:], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.99), weight_decay=0.02, foreach=True)
     expected, mean = weight.clone(), torch.zeros_like(weight)
     for _ in range(3):
-        gradients = torch.randn(4, 3, 1, 1), torch.randn(5)
-        for p, g in zip((*ours, theirs), (*gradients, gradients[1]), strict=True):
+        gradients = torch.randn(4, 3, 1, 1), torch.randn(7, 5), torch.randn(5)
+        for p, g in zip((*ours, *theirs), (*gradients, *gradients[1:]), strict=True):
             p.grad = g.clone()
         optimizer.step(), adamw.step()
         mean = 0.9 * mean + 0.1 * gradients[0]
         step = train_module.orthogonalize((0.1 * gradients[0] + 0.9 * mean).flatten(1)).view_as(weight)
         expected = expected * (1 - 0.1 * 0.02) - 0.1 * 0.2 * 2 * step  # 2: the root of the longer side, 4
     torch.testing.assert_close(ours[0].data, expected)
-    assert torch.equal(ours[1], theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours[1:], theirs, strict=True))
+
+
+WITHOUT_COMPILER = """
+import sys
+from normcourse import default_settings, fit, load_data
+data = load_data("digits")
+few = {name: getattr(data, name)[:8] for name in ("train_images", "train_labels", "test_images", "test_labels")}
+fit(default_settings(epochs=1, batch_size=8), data._replace(**few), progress=False)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_training_does_without_torchs_compiler_which_would_take_150_mb():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
