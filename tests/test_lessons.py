@@ -17,7 +17,7 @@ from normcourse.norm import NORMS
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("0[0-3]_[!s]*.ipynb"))
 
 
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "in"])  # of the others no full run is made yet
+@pytest.mark.parametrize("norm", list(NORMS))
 def test_the_recipe_of_each_norm_is_published(norm):
     weights, record = published(default_settings(norm=norm))
     assert weights.exists() and record["settings"] == asdict(default_settings(norm=norm))
