@@ -1,4 +1,4 @@
-"""Time to accuracy: our default against the plain loop with the best public recipe, epoch by epoch in turn."""
+"""Time to accuracy: our recipe against the plain loop with the best public one, each with a long and a short cycle."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import plain
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from normcourse import default_settings, evaluate
@@ -18,44 +17,48 @@ Figures = dict[str, Any]
 
 
 def race(data: Data, norm: str, size: Figures, device: torch.device, checkpoint: Path) -> Figures:
-    """Train both, an epoch each in turn, until each is at the highest level or has had its epochs.
+    """Train each contestant once for each length of its cycle, all in turn, an epoch each.
 
-    Test accuracy is measured after each epoch, by the same code for both, and its time does not count. Goes on from
-    the checkpoint, which is written after each epoch.
+    A lane ends at the highest level, or with its cycle. Test accuracy is measured after each epoch, by the same code for
+    all, and its time does not count. Goes on from the checkpoint, which is written after each epoch.
     """
-    settings = default_settings(norm=norm, epochs=size["epochs"], batch_size=size["batch_size"])
+    lanes = [start(name, epochs, data, norm, size, device) for name, cycles in size["cycles"].items() for epochs in cycles]
+    workers = load(lanes, checkpoint) if checkpoint.exists() else better_workers(data, norm, size, device)
+    loader = plain.train_loader(data, size["batch_size"], workers, plain.RANDOM_AUGMENT)
     place = (data.train_images.to(device), data.train_labels.to(device))
-    runs = {"ours": _start(settings, data, device), "plain": start_plain(data, norm, size, device)}
-    if checkpoint.exists():
-        load(runs, checkpoint)
-    else:
-        runs["plain"]["workers"] = better_workers(data, norm, size, device)
-    loader = plain.train_loader(data, size["batch_size"], runs["plain"]["workers"], plain.RANDOM_AUGMENT)
-    epochs = {
-        "ours": lambda: _train_epoch(runs["ours"], settings, data, *place, False)["train_accuracy"],
-        "plain": lambda: plain_epoch(runs["plain"], loader, device),
-    }
-    bar = tqdm(desc=f"accuracy {norm}", unit="epoch", initial=sum(len(run["history"]) for run in runs.values()))
-    while waiting := [name for name, run in runs.items() if not done(run["history"], size["epochs"])]:
-        name = min(waiting, key=lambda name: len(runs[name]["history"]))
+    bar = tqdm(desc=f"accuracy {norm}", unit="epoch", initial=sum(len(lane["history"]) for lane in lanes))
+    while waiting := [lane for lane in lanes if not done(lane)]:
+        lane = min(waiting, key=lambda lane: len(lane["history"]))
         started = time.perf_counter()
-        train_accuracy = epochs[name]()
+        if lane["name"] == "ours":
+            train_accuracy = _train_epoch(lane, lane["settings"], data, *place, False)["train_accuracy"]
+        else:
+            train_accuracy = plain.train_epoch(lane["model"], lane["optimizer"], loader, device, lane["scheduler"])[1]
         seconds = time.perf_counter() - started
-        test_accuracy = measure(runs[name]["model"], data, device)
-        figures = {"seconds": seconds, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
-        runs[name]["history"].append(figures)
-        save(runs, checkpoint)
+        test_accuracy = measure(lane["model"], data, device)
+        lane["history"].append({"seconds": seconds, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy})
+        save(lanes, workers, checkpoint)
         bar.update()
-        bar.set_postfix({name: f"{test_accuracy:.2f} %"})
+        bar.set_postfix({f"{lane['name']} of {lane['epochs']}": f"{test_accuracy:.2f} %"})
     bar.close()
-    return {"norm": norm, "epochs": size["epochs"], "workers": runs["plain"]["workers"]} | {
-        name: {"history": run["history"], "seconds_to": {str(level): reach(run["history"], level) for level in LEVELS}}
-        for name, run in runs.items()
-    }
+    seconds_to = [{str(level): reach(lane["history"], level) for level in LEVELS} for lane in lanes]
+    told = [{key: lane[key] for key in ("name", "epochs", "history")} for lane in lanes]
+    return {"norm": norm, "workers": workers, "lanes": [a | {"seconds_to": b} for a, b in zip(told, seconds_to, strict=True)]}
 
 
-def done(history: list[Figures], epochs: int) -> bool:
-    return len(history) == epochs or any(epoch["test_accuracy"] >= max(LEVELS) for epoch in history)
+def start(name: str, epochs: int, data: Data, norm: str, size: Figures, device: torch.device) -> Figures:
+    """A lane: a contestant before the first epoch of its cycle."""
+    if name == "ours":
+        settings = default_settings(norm=norm, epochs=epochs, batch_size=size["batch_size"])
+        return {"name": name, "epochs": epochs, "settings": settings, **_start(settings, data, device)}
+    model = plain.network(norm, data, device)
+    optimizer, steps = plain.sgd(model), -(-len(data.train_labels) // size["batch_size"])
+    scheduler = plain.one_cycle(optimizer, epochs, steps)
+    return {"name": name, "epochs": epochs, "model": model, "optimizer": optimizer, "scheduler": scheduler, "history": []}
+
+
+def done(lane: Figures) -> bool:
+    return len(lane["history"]) == lane["epochs"] or any(e["test_accuracy"] >= max(LEVELS) for e in lane["history"])
 
 
 def reach(history: list[Figures], level: float) -> float | None:
@@ -72,20 +75,6 @@ def measure(model: torch.nn.Module, data: Data, device: torch.device) -> float:
     """Test accuracy in percent."""
     _, predicted = evaluate(model, data.test_images.to(device), data.test_labels.to(device), data)
     return 100 * (predicted.cpu() == data.test_labels).float().mean().item()
-
-
-# --- the plain loop ----------------------------------------------------------------------------------------------
-
-
-def start_plain(data: Data, norm: str, size: Figures, device: torch.device) -> Figures:
-    model = plain.network(norm, data, device)
-    optimizer, steps = plain.sgd(model), -(-len(data.train_labels) // size["batch_size"])
-    scheduler = plain.one_cycle(optimizer, size["epochs"], steps)
-    return {"model": model, "optimizer": optimizer, "scheduler": scheduler, "history": []}
-
-
-def plain_epoch(run: Figures, loader: DataLoader, device: torch.device) -> float:
-    return plain.train_epoch(run["model"], run["optimizer"], loader, device, run["scheduler"])[1]
 
 
 def better_workers(data: Data, norm: str, size: Figures, device: torch.device) -> int:
@@ -107,23 +96,29 @@ def better_workers(data: Data, norm: str, size: Figures, device: torch.device) -
 # --- checkpoints -------------------------------------------------------------------------------------------------
 
 
-def save(runs: dict[str, Figures], checkpoint: Path) -> None:
-    state: Figures = {"random": torch.get_rng_state(), "generator": runs["ours"]["generator"].get_state()}
-    schedule = runs["plain"]["scheduler"].state_dict()
-    schedule = {key: value for key, value in schedule.items() if not callable(value)}  # PyTorch 2.3 adds its function
-    state |= {"workers": runs["plain"]["workers"], "scheduler": schedule}
-    for name, run in runs.items():
-        state[name] = [run["model"].state_dict(), run["optimizer"].state_dict(), run["history"]]
-    write_file(checkpoint, lambda file: torch.save(state, file))
+def save(lanes: list[Figures], workers: int, checkpoint: Path) -> None:
+    kept = []
+    for lane in lanes:
+        state = {"model": lane["model"].state_dict(), "optimizer": lane["optimizer"].state_dict(), "history": lane["history"]}
+        if lane["name"] == "ours":
+            state["generator"] = lane["generator"].get_state()
+        else:  # PyTorch 2.3 adds its function
+            state["scheduler"] = {k: v for k, v in lane["scheduler"].state_dict().items() if not callable(v)}
+        kept.append(state)
+    everything = {"random": torch.get_rng_state(), "workers": workers, "lanes": kept}
+    write_file(checkpoint, lambda file: torch.save(everything, file))
 
 
-def load(runs: dict[str, Figures], checkpoint: Path) -> None:
-    state = torch.load(checkpoint, weights_only=True)
-    torch.set_rng_state(state["random"])
-    runs["ours"]["generator"].set_state(state["generator"])
-    runs["plain"]["workers"] = state["workers"]
-    runs["plain"]["scheduler"].load_state_dict(state["scheduler"])
-    for name, run in runs.items():
-        run["model"].load_state_dict(state[name][0])
-        run["optimizer"].load_state_dict(state[name][1])
-        run["history"] = state[name][2]
+def load(lanes: list[Figures], checkpoint: Path) -> int:
+    """Put all lanes where they were; returns the number of workers."""
+    everything = torch.load(checkpoint, weights_only=True)
+    torch.set_rng_state(everything["random"])
+    for lane, state in zip(lanes, everything["lanes"], strict=True):
+        lane["history"] = state["history"]
+        for key in ("model", "optimizer", "scheduler"):
+            if key in state:
+                lane[key].load_state_dict(state[key])
+        if "generator" in state:
+            lane["generator"].set_state(state["generator"])
+    workers: int = everything["workers"]
+    return workers

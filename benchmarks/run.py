@@ -8,7 +8,7 @@ Run nothing else meanwhile. Ctrl-C is safe: finished parts are kept, and `accura
   machine   what the processor and its memory can do, and what a step asks of them
   memory    peak memory of a training, ours and plain; imports; loading the data
   grow      seconds and memory against images, batch size and threads
-  accuracy  seconds to 70 % and to 80 %, ours and the best public recipe (about 25 minutes a norm)
+  accuracy  seconds to 70 % and to 80 %, ours and the best public recipe (about 40 minutes a norm)
   whole     20 epochs as a whole; only with --device cuda
 """
 
@@ -42,10 +42,12 @@ FULL: dict[str, Any] = dict(
     batch_size=128, rounds=9, steps=15, test_images=10_000, test_rounds=5, matrix=2048, products=15, processes=7, probe_steps=10,
     grow_images=(5_000, 10_000, 20_000, 50_000), batch_sizes=(2, 8, 32, 128, 512, 1024), threads=(1, 2), grow_rounds=3,
     epochs=20,
+    cycles={"ours": (4, 20), "plain": (10, 20)},  # epochs; the short ones should just reach the highest level
 )  # fmt: skip
 TOY: dict[str, Any] = dict(
     batch_size=8, rounds=2, steps=2, test_images=16, test_rounds=2, matrix=64, products=2, processes=2, probe_steps=1,
     grow_images=(8, 16), batch_sizes=(2, 4), threads=(1,), grow_rounds=1, epochs=2,
+    cycles={"ours": (1, 2), "plain": (1, 2)},
 )  # fmt: skip
 
 

@@ -147,7 +147,8 @@ def panels(rows: int = 1, columns: int = 1, size: Any = (10, 4.4), **grid: Any) 
         yield figure, axes
         handles, labels = figure.axes[0].get_legend_handles_labels()
         if labels:
-            figure.legend(handles, labels, loc="outside lower center", ncols=3)
+            columns = 3 if max(map(len, labels)) < 32 else 2  # a longer name would be cut at the edge
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def bare(axis: Any) -> None:

@@ -101,15 +101,18 @@ def test_the_race_goes_on_after_an_interruption_as_if_there_had_been_none(small,
     monkeypatch.setattr(race, "better_workers", lambda *_: 0)
 
     def accuracies(checkpoint):
-        result = race.race(small, "bn", run.TOY | {"epochs": 3, "batch_size": 32}, CPU, checkpoint)
-        return [[(e["train_accuracy"], e["test_accuracy"]) for e in result[n]["history"]] for n in ("ours", "plain")]
+        size = {"cycles": {"ours": (2, 3), "plain": (3,)}, "batch_size": 32}
+        result = race.race(small, "bn", run.TOY | size, CPU, checkpoint)
+        lanes = [(lane["name"], lane["epochs"]) for lane in result["lanes"]]
+        assert lanes == [("ours", 2), ("ours", 3), ("plain", 3)]
+        return [[(e["train_accuracy"], e["test_accuracy"]) for e in lane["history"]] for lane in result["lanes"]]
 
     whole = accuracies(tmp_path / "whole.ckpt")
     calls, original = [], race.measure
 
     def interrupt(*words):
         calls.append(0)
-        if len(calls) == 4:  # at the end of the plain loop's second epoch, before it is kept
+        if len(calls) == 6:  # at the end of the plain loop's second epoch, before it is kept
             raise KeyboardInterrupt
         return original(*words)
 
@@ -122,7 +125,8 @@ def test_the_race_goes_on_after_an_interruption_as_if_there_had_been_none(small,
 def test_seconds_count_until_the_first_epoch_at_the_level():
     history = [{"seconds": 10.0, "test_accuracy": a} for a in (60, 75, 69, 81)]
     assert [race.reach(history, level) for level in (70, 75, 80, 90)] == [20, 20, 40, None]
-    assert race.done(history, 20) and not race.done(history[:3], 20) and race.done(history[:3], 3)
+    for epochs, seen, ended in ((20, 4, True), (20, 3, False), (3, 3, True)):
+        assert race.done({"epochs": epochs, "history": history[:seen]}) == ended
 
 
 @pytest.mark.parametrize("norm", ["bn", "ln", "gn"])
@@ -182,15 +186,33 @@ def test_the_report_shows_every_part(records, tmp_path):
     assert all(f"(images/{name})" in text for name in pictures)
 
 
+def lane(name, epochs, seconds, to_70, to_80):
+    history = [{"seconds": seconds, "train_accuracy": 50.0, "test_accuracy": 60.0}]
+    return {"name": name, "epochs": epochs, "history": history, "seconds_to": {"70": to_70, "80": to_80}}
+
+
+def rows_of(*lanes):
+    """The rows of the target table for a race, without what they have in common."""
+    result = {"norm": "bn", "workers": 0, "lanes": lanes}
+    text = report.targets({"accuracy-bn": {"part": "accuracy", "result": result}})
+    rows = [line.removeprefix("| the plain loop's seconds to ") for line in text.splitlines() if "seconds to 7" in line]
+    rows += [line.removeprefix("| the plain loop's seconds to ") for line in text.splitlines() if "seconds to 8" in line]
+    return [row.replace(" over ours, Batch Norm", "").replace(" at least 3 |", "") for row in rows], result
+
+
 def test_a_level_never_reached_is_said_to_be_so():
-    history = [{"seconds": 40.0, "train_accuracy": 50.0, "test_accuracy": 60.0}]
-    ours = {"history": history, "seconds_to": {"70": 10.0, "80": None}}
-    never = {"history": history, "seconds_to": {"70": None, "80": None}}
-    result = {"norm": "bn", "epochs": 1, "workers": 0, "ours": ours, "plain": never}
-    assert report.accuracy({"result": result}).count("never") == 4  # three cells, and the ratio that ours never had
-    rows = report.targets({"accuracy-bn": {"part": "accuracy", "result": result}})
-    assert "70 % over ours, Batch Norm | at least 3 | over 4.00 | yes |" in rows
-    assert "80 % over ours, Batch Norm | at least 3 | ours never | no |" in rows
+    rows, result = rows_of(lane("ours", 1, 40.0, 10.0, None), lane("plain", 1, 40.0, None, None))
+    assert rows[0] == "70 %, the default cycle | over 4.00 | yes |" and rows[2] == "80 %, the default cycle | ours never | no |"
+    assert report.accuracy({"result": result}).count("never") == 5  # three cells, and the two ratios that ours never had
+
+
+def test_each_loop_is_compared_with_its_longest_and_with_its_faster_cycle():
+    ours = [lane("ours", 4, 80.0, 20.0, 40.0), lane("ours", 20, 90.0, 25.0, 80.0)]
+    rows, _ = rows_of(*ours, lane("plain", 10, 150.0, 70.0, None), lane("plain", 20, 300.0, 50.0, 100.0))
+    assert rows == [
+        "70 %, the default cycle | 2.00 | no |", "70 %, each with its faster cycle | 2.50 | no |",
+        "80 %, the default cycle | 1.25 | no |", "80 %, each with its faster cycle | 2.50 | no |",
+    ]  # fmt: skip
 
 
 def test_the_page_shows_the_committed_results():

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import pyplot
 
-from normcourse import evaluate
+from normcourse import evaluate, plot
 from normcourse.model import build, count_parameters
 from normcourse.norm import NORMS
 from normcourse.plot import label
-from normcourse.report import END, RESULTS, START, gap, groups, mean_std, read_records, table
+from normcourse.report import END, NETS, RESULTS, START, _typical, gap, groups, mean_std, read_records, table
 from normcourse.train import LEARNING_RATES, command, default_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +105,17 @@ def test_every_norm_has_a_name_for_the_reader():
     names = {norm: label(vars(default_settings(norm=norm))) for norm in NORMS}
     assert names["gn"] == "Group Norm, 8 groups" and names["none"] == "no norm" and len(set(names.values())) == 5
     assert label(vars(default_settings("reference", "bn", l1=0.0))) == "Batch Norm (l1 0.0)"
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("draw", [plot.curves, plot.per_class])
+def test_the_legend_of_a_published_picture_is_not_cut(draw, net):
+    shown = _typical([record for record in PUBLISHED.values() if record["settings"]["net"] == net])
+    figure = draw(shown)
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1 and 0 <= legend.y0
+    pyplot.close(figure)
 
 
 def test_a_gap_is_clear_when_it_is_larger_than_both_deviations_together():
