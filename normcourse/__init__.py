@@ -1,6 +1,6 @@
 """normcourse: Batch, Layer and Group Norm, trained, measured and explained."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 from normcourse.data import CourseError, Data, batches, load_data
 from normcourse.model import NormNet, count_parameters, receptive_fields, reference_net

@@ -8,6 +8,7 @@ import platform
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ def _start(settings: Settings, data: Data, device: torch.device) -> dict[str, An
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]  # old stubs lack it
     small = (settings.net, settings.norm) == ("reference", "bn")  # for its 5,882 parameters bf16 does not pay on a CPU
-    bf16 = has_fast_bf16(device) and not (small and device.type == "cpu")
+    bf16 = parallel.from_first(lambda: has_fast_bf16(device)) and not (small and device.type == "cpu")
     return {
         "model": model, "forward": parallel.wrap(model), "optimizer": make_optimizer(model, settings), "history": [],
         "memory_format": memory_format, "bf16": bf16, "generator": torch.Generator().manual_seed(settings.seed),
@@ -368,11 +369,24 @@ def keep_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(option, 1 << 30)
 
 
+@cache
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is native here; elsewhere it is emulated, slower than fp32."""
+    """Whether bf16 pays here. Some CPUs have its instructions without their speed, so a matrix product is timed."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    if device.type != "cpu" or not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return False
+    return _product_seconds(torch.bfloat16) < _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype, size: int = 512, rounds: int = 10) -> float:
+    """The shortest time of a matrix product; the first ones, and those that other work disturbs, take longer."""
+    matrix, seconds = torch.ones(size, size, dtype=dtype), []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _state(run: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,20 @@ def test_reference_trains_with_its_published_recipe(small):
     assert record["parameters"] == 5_882
 
 
+@pytest.mark.parametrize("native, seconds, pays", [(True, (1, 4), True), (True, (4, 1), False), (False, (1, 4), False)])
+def test_bf16_is_used_where_it_is_native_and_faster(native, seconds, pays, small, monkeypatch):
+    """An Intel Xeon whose matrix unit the host hides has bf16 at half the speed of fp32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    monkeypatch.setattr(train_module, "_product_seconds", lambda dtype: seconds[dtype == torch.float32])
+    monkeypatch.setattr(train_module, "has_fast_bf16", train_module.has_fast_bf16.__wrapped__)  # not what was found before
+    run = _start(settings(), small, CPU)
+    assert run["bf16"] == pays and run["origin"]["precision"] == ("bf16 autocast" if pays else "fp32")
+
+
+def test_a_product_is_timed():
+    assert 0 < train_module._product_seconds(torch.float32, size=64, rounds=2) < 60
+
+
 # --- the pieces, against PyTorch
 
 
