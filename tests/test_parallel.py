@@ -181,7 +181,7 @@ def test_a_lost_process_is_one_line_and_any_other_error_is_shown_whole(count, tm
 
 def torchrun(folder, runs):
     """Start the command with two processes."""
-    words = ["train", "--data", folder, "--runs", runs, "--norm", "ln", "--epochs", "4", "--batch-size", "8",
+    words = ["train", "--data", folder, "--runs", runs, "--norm", "ln", "--epochs", "20", "--batch-size", "8",
              "--device", "cpu"]  # fmt: skip
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "normcourse"]
     return subprocess.Popen([*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -220,5 +220,5 @@ def test_a_killed_worker_ends_the_run_and_the_next_start_goes_on(tmp_path):
     assert status == 0, err
     assert out.count("| NormNet | Layer Norm (processes 2, batch_size 8) |") == out.count("normnet ln: train") == 1
     record = json.loads(next(runs.glob("*/*.json")).read_text())
-    assert len(record["history"]) == 4 and record["settings"]["processes"] == 2
+    assert len(record["history"]) == 20 and record["settings"]["processes"] == 2
     assert not list(runs.glob("*/*.ckpt"))
