@@ -1,12 +1,18 @@
-"""The parts that are measured by repetition: what is compared is called in turn, round after round, in one process."""
+"""The parts that are measured by repetition: what is compared is called in turn, round after round.
+
+The plain loop has a process of its own, as a learner's would be: ours has the process keep the memory that a step frees.
+"""
 
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +28,41 @@ from normcourse.model import build
 from normcourse.train import _start, _train_epoch
 
 Figures = dict[str, Any]
+Lanes = dict[Any, Callable[[], Any]]
 WORKERS = (0, 2)
 
 
-def alternate(lanes: dict[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str) -> dict[Any, list]:
+@contextmanager
+def own_process(make: Callable[..., Lanes], *words: Any) -> Iterator[Lanes]:
+    """The lanes that make(*words) returns, made in a fresh process: each is called there when it is called here."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, torch.get_num_threads(), make, *words))
+    process.start()
+    there.close()
+    try:
+        yield {name: partial(_ask, here, name) for name in here.recv()}
+    finally:
+        here.close()  # which ends it
+        process.join()
+
+
+def _serve(connection: Connection, threads: int, make: Callable[..., Lanes], *words: Any) -> None:
+    torch.set_num_threads(threads)
+    lanes = make(*words)
+    connection.send(list(lanes))
+    with suppress(EOFError):
+        while True:
+            lanes[connection.recv()]()
+            connection.send(None)
+
+
+def _ask(connection: Connection, name: Any) -> None:
+    connection.send(name)
+    connection.recv()
+
+
+def alternate(lanes: Lanes, rounds: int, device: torch.device, title: str) -> dict[Any, list]:
     """Seconds of each function, called in turn round after round; each round begins one place later than the last."""
     for lane in lanes.values():  # warm up
         lane()
@@ -67,25 +104,31 @@ def some_images(data: Data, count: int, device: torch.device) -> Data:
 def step(data: Data, norms: list[str], size: Figures, device: torch.device) -> Figures:
     """Milliseconds a step: the floor, our epoch, and the plain loop with and without workers."""
     data = some_images(data, size["steps"] * size["batch_size"], torch.device("cpu"))
-    loaders = {workers: plain.train_loader(data, size["batch_size"], workers) for workers in WORKERS}
-    wait = {str(workers): first_batch(loader) for workers, loader in loaders.items()}
-    lanes: dict[Any, Callable[[], Any]] = {}
-    paths = {}
-    for norm in norms:
-        settings = default_settings(norm=norm, batch_size=size["batch_size"])
-        run = _start(settings, data, device)
-        paths[norm] = f"{'bf16' if run['bf16'] else 'fp32'}, {str(run['memory_format']).split('.')[1]}"
-        lanes[norm, "floor"] = partial(floor, run, *resident(run, data, size, device), size["steps"])
-        images, labels = data.train_images.to(device), data.train_labels.to(device)
-        lanes[norm, "ours"] = partial(_train_epoch, run, settings, data, images, labels, False)
-        model = plain.network(norm, data, device)
-        for workers, loader in loaders.items():
-            lanes[norm, f"plain_{workers}"] = partial(
-                plain.train_epoch, model, plain.sgd(model), loader, device
-            )  # a block reads its loader to the end, so no worker runs on beside the others
-    seconds = alternate(lanes, size["rounds"], device, "step")
+    wait = {str(workers): first_batch(plain.train_loader(data, size["batch_size"], workers)) for workers in WORKERS}
+    lanes, paths = {}, {}
+    with own_process(plain_steps, data, norms, size, device) as theirs:
+        for norm in norms:
+            settings = default_settings(norm=norm, batch_size=size["batch_size"])
+            run = _start(settings, data, device)
+            paths[norm] = f"{'bf16' if run['bf16'] else 'fp32'}, {str(run['memory_format']).split('.')[1]}"
+            lanes[norm, "floor"] = partial(floor, run, *resident(run, data, size, device), size["steps"])
+            images, labels = data.train_images.to(device), data.train_labels.to(device)
+            lanes[norm, "ours"] = partial(_train_epoch, run, settings, data, images, labels, False)
+            lanes |= {name: lane for name, lane in theirs.items() if name[0] == norm}
+        seconds = alternate(lanes, size["rounds"], device, "step")
     ms = {norm: {k: [1000 * s / size["steps"] for s in v] for (n, k), v in seconds.items() if n == norm} for norm in norms}
     return {"first_batch_s": wait, "path": paths, "norms": {norm: compare(ms[norm]) for norm in norms}}
+
+
+def plain_steps(data: Data, norms: list[str], size: Figures, device: torch.device) -> Lanes:
+    """The plain loop with and without workers; a block reads its loader to the end, so no worker runs on beside others."""
+    loaders = {workers: plain.train_loader(data, size["batch_size"], workers) for workers in WORKERS}
+    lanes = {}
+    for norm in norms:
+        model = plain.network(norm, data, device)
+        for workers, loader in loaders.items():
+            lanes[norm, f"plain_{workers}"] = partial(plain.train_epoch, model, plain.sgd(model), loader, device)
+    return lanes
 
 
 def compare(ms: dict[str, list[float]]) -> Figures:
@@ -131,15 +174,20 @@ def evaluation(data: Data, norms: list[str], size: Figures, device: torch.device
     """Seconds to evaluate the test images: ours, and the plain loop without workers."""
     count = min(size["test_images"], len(data.test_labels))
     data = data._replace(test_images=data.test_images[:count], test_labels=data.test_labels[:count])
-    loader = plain.test_loader(data, size["batch_size"])
-    lanes: dict[Any, Callable[[], Any]] = {}
-    images, labels = data.test_images.to(device), data.test_labels.to(device)
-    for norm in norms:
-        run = _start(default_settings(norm=norm), data, device)
-        lanes[norm, "ours"] = partial(evaluate, run["model"], images, labels, data)
-        lanes[norm, "plain"] = partial(plain.evaluate, plain.network(norm, data, device), loader, device)
-    seconds = alternate(lanes, size["test_rounds"], device, "evaluate")
+    few = data._replace(train_images=data.train_images[:0], train_labels=data.train_labels[:0])  # less to hand over
+    images, labels, lanes = data.test_images.to(device), data.test_labels.to(device), {}
+    with own_process(plain_evaluations, few, norms, size, device) as theirs:
+        for norm in norms:
+            run = _start(default_settings(norm=norm), data, device)
+            lanes[norm, "ours"] = partial(evaluate, run["model"], images, labels, data)
+            lanes[norm, "plain"] = theirs[norm, "plain"]
+        seconds = alternate(lanes, size["test_rounds"], device, "evaluate")
     return {"images": count, "norms": {norm: pair(seconds, norm) for norm in norms}}
+
+
+def plain_evaluations(data: Data, norms: list[str], size: Figures, device: torch.device) -> Lanes:
+    loader = plain.test_loader(data, size["batch_size"])
+    return {(norm, "plain"): partial(plain.evaluate, plain.network(norm, data, device), loader, device) for norm in norms}
 
 
 def pair(seconds: dict[Any, list[float]], norm: str) -> Figures:

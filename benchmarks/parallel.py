@@ -1,32 +1,49 @@
-"""What two processes gain on two cores: python benchmarks/parallel.py --data PATH
+"""What two processes gain on two cores, at the same batch size: processes.json, a part of run.py.
 
-The same steps at the same batch size: one process with a thread, one with two threads, two processes with a thread each.
-The three take turns, so that a busy machine does not favour one. Medians of the rounds, written to results/processes.json.
+It runs as a program of its own (``parallel.py NORM STEPS SOURCE``, under torchrun) where it measures.
 """
 
-import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from normcourse import default_settings, load_data, parallel
-from normcourse.train import _device_name, _start, _train_epoch, write_record
+from normcourse.train import _start, _train_epoch
 
 KINDS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
 
 
-def measure(norm: str, source: str | None, steps: int) -> float:
+def processes(source: str | None, norms: list[str], size: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds a step of each kind; they take turns, so that a busy machine does not favour one."""
+    work = [(norm, kind) for norm in norms for _ in range(size["process_rounds"]) for kind in KINDS]
+    ms: dict[str, dict[str, list[float]]] = {norm: {kind: [] for kind in KINDS} for norm in norms}
+    for norm, kind in tqdm(work, desc="processes"):
+        ms[norm][kind].append(launch(kind, norm, size["process_steps"], source))
+    return {norm: {"ms": each, "medians": {k: statistics.median(v) for k, v in each.items()}} for norm, each in ms.items()}
+
+
+def launch(kind: str, norm: str, steps: int, source: str | None) -> float:
+    """Measure in processes of their own."""
+    count, threads = KINDS[kind]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    words = [sys.executable, *torchrun, __file__, norm, str(steps), source or ""]
+    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def measure(norm: str, steps: int, source: str) -> float:
     """Milliseconds a step, in this process or in all that torchrun started."""
     parallel.start(torch.device("cpu"))
-    rank, processes = parallel.place()
-    settings = replace(default_settings(norm=norm), processes=processes)
+    settings = replace(default_settings(norm=norm), processes=parallel.place()[1])
     data = parallel.from_first(lambda: load_data(source))
     run = _start(settings, data, torch.device("cpu"))
 
@@ -40,42 +57,8 @@ def measure(norm: str, source: str | None, steps: int) -> float:
     return 1000 * (time.perf_counter() - started) / steps
 
 
-def launch(kind: str, norm: str, chosen: argparse.Namespace) -> float:
-    """Measure in processes of their own."""
-    processes, threads = KINDS[kind]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words = [sys.executable, *torchrun, __file__, "--norm", norm, "--steps", str(chosen.steps)]
-    words += ["--data", chosen.data] if chosen.data else []
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return float(done.stdout)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="source of the images (default: $NORMCOURSE_DATA, else auto)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--norm", help=argparse.SUPPRESS)  # set where it measures, in the processes it launches
-    chosen = parser.parse_args()
-    if chosen.norm:
-        milliseconds = measure(chosen.norm, chosen.data, chosen.steps)
-        if parallel.place()[0] == 0:
-            print(milliseconds)
-        parallel.end()
-        sys.exit()
-    result = {}
-    for norm in ("bn", "ln", "gn"):
-        rounds = [{kind: launch(kind, norm, chosen) for kind in KINDS} for _ in range(chosen.rounds)]
-        result[norm] = {kind: statistics.median(each[kind] for each in rounds) for kind in KINDS} | {"rounds": rounds}
-        one, _, two = (result[norm][kind] for kind in KINDS)
-        result[norm]["speed-up"] = one / two
-        print(f"{norm}: {one:.1f} ms a step, two processes {two:.1f} ms: {one / two:.2f} times as fast")
-    machine = {
-        "device": _device_name(torch.device("cpu")), "cores": os.cpu_count(), "torch": torch.__version__,
-        "python": platform.python_version(), "steps": chosen.steps,
-    }  # fmt: skip
-    record = {"part": "processes", "machine": machine, "milliseconds a step": result}
-    write_record(Path(__file__).with_name("results") / "processes.json", record)
+    milliseconds = measure(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if parallel.place()[0] == 0:
+        print(milliseconds)
+    parallel.end()

@@ -15,7 +15,8 @@ from normcourse.data import write_file
 from normcourse.norm import NORMS
 
 HERE = Path(__file__).resolve().parent
-BLOCKS = ("targets", "step", "evaluate", "machine", "memory", "accuracy", "grow", "processes", "gpu")
+BLOCKS = ("targets", "step", "evaluate", "machine", "memory", "accuracy", "grow", "processes", "other", "gpu")
+PARTS = (*BLOCKS, "whole")  # in the order of the page
 KINDS = {
     "floor": "floor",
     "ours": "ours",
@@ -36,8 +37,9 @@ def read(file: Path) -> Record:
 
 
 def read_all(folder: Path) -> dict[str, Record]:
-    """All results by the name of their file, in the order of their names."""
-    return {file.stem: read(file) for file in sorted(folder.glob("*.json"))}
+    """All results by the name of their file, in the order of their names; those of another processor in other/ end so."""
+    found = {file.stem: read(file) for file in sorted(folder.glob("*.json"))}
+    return found | {f"{file.stem}-other": read(file) for file in sorted(folder.glob("other/*.json"))}
 
 
 def table(header: str, rows: list[list[str]]) -> str:
@@ -66,9 +68,7 @@ def circumstances(found: Record) -> str:
 def section(record: Record) -> str:
     """The tables of one result, and where they come from."""
     tables = {"step": step, "evaluate": evaluation, "machine": machine, "memory": memory, "grow": grow,
-              "accuracy": accuracy, "whole": whole}  # fmt: skip
-    if record["part"] == "processes":
-        return processes(record)
+              "processes": processes, "accuracy": accuracy, "whole": whole}  # fmt: skip
     return f"{tables[record['part']](record)}\n\n<sub>{circumstances(record['circumstances'])}</sub>"
 
 
@@ -186,14 +186,15 @@ def ahead(result: Record, level: str, longest: bool) -> tuple[str, bool]:
 
 
 def processes(record: Record) -> str:
-    """The table of what parallel.py measures."""
-    found, steps = record["machine"], record["milliseconds a step"]
-    kinds = [kind for kind in next(iter(steps.values())) if "process" in kind]
-    rows = [[NORMS[norm], *(f"{each[kind]:.1f}" for kind in kinds), f"{each['speed-up']:.2f}"] for norm, each in steps.items()]
-    names = [kind.replace(",", " with") for kind in kinds]
-    note = f"{found['device']}, {found['cores']} cores, torch {found['torch']}, python {found['python']}; medians of blocks of"
-    text = table(f"ms a step, {', '.join(names)}, first / last", rows)
-    return f"{text}\n\n<sub>{note} {found['steps']} steps</sub>"
+    kinds = list(next(iter(record["result"].values()))["medians"])
+    rows = []
+    for norm, each in record["result"].items():
+        medians = [each["medians"][kind] for kind in kinds]
+        rows.append([NORMS[norm], *(f"{ms:.1f}" for ms in medians), f"{medians[0] / medians[-1]:.2f}"])
+    names = ", ".join(kind.replace(",", " with") for kind in kinds)
+    size = record["size"]
+    note = f"Medians of {size['process_rounds']} rounds, {size['process_steps']} steps each."
+    return f"{table(f'ms a step, {names}, first / last', rows)}\n\n{note}"
 
 
 def whole(record: Record) -> str:
@@ -212,7 +213,7 @@ def targets(records: dict[str, Record]) -> str:
         target("the plain step over ours, each norm", "at least", 2, [e["plain_over_ours"]["paired"] for e in steps]),
     ]
     for name, record in records.items():
-        if record["part"] == "accuracy" and "-cuda" not in name:
+        if record["part"] == "accuracy" and elsewhere(name) is None:
             result = record["result"]
             for level in result["lanes"][0]["seconds_to"]:
                 for words, longest in COMPARED.items():
@@ -226,6 +227,11 @@ def targets(records: dict[str, Record]) -> str:
                              ("load_s", "seconds to load the cached data set", 1)):  # fmt: skip
         rows.append(target(name, "at most", limit, [median(found[key])] if found else []))
     return table("what, target, measured, met", rows)
+
+
+def elsewhere(name: str) -> str | None:
+    """The block of a result from another device than the page's own."""
+    return "gpu" if "-cuda" in name else "other" if name.endswith("-other") else None
 
 
 def target(name: str, side: str, limit: float, values: list[float]) -> list[str]:
@@ -316,8 +322,8 @@ def blocks(records: dict[str, Record]) -> dict[str, str]:
     """The text of each block of the page; a part that has not been run is said to be not measured."""
     texts: dict[str, list[str]] = {block: [] for block in BLOCKS}
     texts["targets"] = [targets(records)]
-    for name, record in records.items():
-        block = "gpu" if "-cuda" in name else record["part"]
+    for name, record in sorted(records.items(), key=lambda item: PARTS.index(item[1]["part"])):
+        block = elsewhere(name) or record["part"]
         pictures = [f"{name}-{axis}" for axis in AXES] if record["part"] == "grow" else [name]
         drawn = [f"![{alt(p)}](images/{p}.png)" for p in pictures if record["part"] in ("step", "accuracy", "grow")]
         texts[block] += [section(record), *drawn]

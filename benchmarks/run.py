@@ -3,13 +3,14 @@
 Without a part's name, all parts that have no result yet are measured; a part that is named is measured again.
 Run nothing else meanwhile. Ctrl-C is safe: finished parts are kept, and `accuracy` goes on after its last epoch.
 
-  step      ms a training step: the floor, our epoch, the plain loop with 0 and 2 workers
-  evaluate  seconds to evaluate the test images, ours and plain
-  machine   what the processor and its memory can do, and what a step asks of them
-  memory    peak memory of a training, ours and plain; imports; loading the data
-  grow      seconds and memory against images, batch size and threads
-  accuracy  seconds to 70 % and to 80 %, ours and the best public recipe (about 40 minutes a norm)
-  whole     20 epochs as a whole; only with --device cuda
+  step       ms a training step: the floor, our epoch, the plain loop with 0 and 2 workers
+  evaluate   seconds to evaluate the test images, ours and plain
+  machine    what the processor and its memory can do, and what a step asks of them
+  memory     peak memory of a training, ours and plain; imports; loading the data
+  processes  what two processes gain on two cores
+  grow       seconds and memory against images, batch size and threads
+  accuracy   seconds to 70 % and to 80 %, ours and the best public recipe (about 40 minutes a norm)
+  whole      20 epochs as a whole; only with --device cuda
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+import parallel
 import report
 import torch
 import torchvision
@@ -36,18 +38,18 @@ from normcourse.train import _device_name, pick_device, write_record
 
 RESULTS, TOYS = Path(__file__).with_name("results"), Path("runs/benchmark-toys")
 MAIN = ["bn", "ln", "gn"]
-QUICK, LONG = ("step", "evaluate", "machine", "memory"), ("grow", "accuracy")  # on a CPU
+QUICK, LONG = ("step", "evaluate", "machine", "memory", "processes"), ("grow", "accuracy")  # on a CPU
 ON_GPU = ("step", "evaluate", "machine", "accuracy", "whole")
 FULL: dict[str, Any] = dict(
     batch_size=128, rounds=9, steps=15, test_images=10_000, test_rounds=5, matrix=2048, products=15, processes=7, probe_steps=10,
     grow_images=(5_000, 10_000, 20_000, 50_000), batch_sizes=(2, 8, 32, 128, 512, 1024), threads=(1, 2), grow_rounds=3,
-    epochs=20,
+    process_rounds=5, process_steps=40, epochs=20,
     cycles={"ours": (4, 20), "plain": (10, 20)},  # epochs; the short ones should just reach the highest level
 )  # fmt: skip
 TOY: dict[str, Any] = dict(
     batch_size=8, rounds=2, steps=2, test_images=16, test_rounds=2, matrix=64, products=2, processes=2, probe_steps=1,
     grow_images=(8, 16), batch_sizes=(2, 4), threads=(1,), grow_rounds=1, epochs=2,
-    cycles={"ours": (1, 2), "plain": (1, 2)},
+    process_rounds=1, process_steps=1, cycles={"ours": (1, 2), "plain": (1, 2)},
 )  # fmt: skip
 
 
@@ -86,6 +88,7 @@ def worker(part: str, norms: list[str], data: Data, size: dict[str, Any], device
         "evaluate": partial(measure.evaluation, data, norms, size, device),
         "machine": partial(measure.machine, data, norms, size, device),
         "memory": partial(measure.memory, source, norms, size, threads),
+        "processes": partial(parallel.processes, source, norms, size),
         "grow": partial(measure.grow, norms[0], size, threads),
         "accuracy": partial(race, data, norms[0], size, device, checkpoint),
         "whole": partial(measure.whole, data, norms, size, device),

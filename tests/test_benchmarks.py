@@ -15,8 +15,8 @@ from normcourse.model import build
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-measure, plain, probe, race, report, run = map(
-    importlib.import_module, ("measure", "plain", "probe", "race", "report", "run")
+measure, parallel, plain, probe, race, report, run = map(
+    importlib.import_module, ("measure", "parallel", "plain", "probe", "race", "report", "run")
 )
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the DataLoader's workers, Python 3.12
@@ -47,7 +47,7 @@ def records(tmp_path_factory, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "probe", lambda kind, threads, **options: in_process(kind, options))
         measured("step", "evaluate", "machine", "grow", "--out", folder)
-        measured("memory", "accuracy", "--norm", "gn", "--out", folder)
+        measured("memory", "accuracy", "processes", "--norm", "gn", "--out", folder)
     return report.read_all(folder)
 
 
@@ -57,7 +57,7 @@ def in_process(kind, options):
 
 
 def test_every_part_leaves_a_whole_result(records):
-    assert set(records) == {"step", "evaluate", "machine", "memory", "accuracy-gn", "grow-bn"}
+    assert set(records) == {"step", "evaluate", "machine", "memory", "accuracy-gn", "grow-bn", "processes"}
     for name, record in records.items():
         assert {"part", "circumstances", "size", "result"} == set(record)
         found = record["circumstances"]
@@ -69,6 +69,7 @@ def test_every_part_leaves_a_whole_result(records):
     for each in records["step"]["result"]["norms"].values():
         assert set(each["ms"]) == {"floor", "ours", "plain_0", "plain_2"} and each["plain"] in each["ms"]
         assert all(len(rounds) == run.TOY["rounds"] for rounds in each["ms"].values())
+    assert set(records["processes"]["result"]["gn"]["ms"]) == set(parallel.KINDS)
     assert set(records["memory"]["result"]["peak_mb"]["gn"]) == {"ours", "plain"}
     for axis, key in (("images", "grow_images"), ("batch_size", "batch_sizes"), ("threads", "threads")):
         assert [point["value"] for point in records["grow-bn"]["result"][axis]] == list(run.TOY[key])
@@ -79,14 +80,15 @@ def test_a_part_is_measured_once_unless_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "worker", lambda part, norms, *_: lambda: calls.append((part, norms)))
     monkeypatch.setattr(report, "section", lambda record: "")
     everything = [("step", run.MAIN), ("evaluate", run.MAIN), ("machine", run.MAIN), ("memory", run.MAIN)]
+    everything.append(("processes", run.MAIN))
     measured("--out", tmp_path)
     assert calls == everything + [("grow", ["bn"]), ("accuracy", ["bn"])]
     measured("--out", tmp_path)
-    assert len(calls) == 6
+    assert len(calls) == 7
     measured("memory", "--out", tmp_path)
-    assert calls[6:] == [("memory", run.MAIN)]
+    assert calls[7:] == [("memory", run.MAIN)]
     measured("accuracy", "--norm", "ln", "gn", "--out", tmp_path)
-    assert calls[7:] == [("accuracy", ["ln"]), ("accuracy", ["gn"])]
+    assert calls[8:] == [("accuracy", ["ln"]), ("accuracy", ["gn"])]
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["whole"], ["--data", "nowhere"], ["--device", "tpu"]])
@@ -169,10 +171,11 @@ def test_the_report_shows_every_part(records, tmp_path):
     gpu = {"whole-cuda": {"part": "whole", "circumstances": records["step"]["circumstances"], "result": {
         "epochs": 2, "norms": {"bn": dict.fromkeys(
             ("total_s", "training_s", "first_epoch_s", "later_epoch_s", "test_accuracy"), 1.5)}}}}  # fmt: skip
-    two = {"processes": report.read(BENCHMARKS / "results" / "processes.json")}
-    for name, record in (records | gpu | two).items():
+    for name, record in (records | gpu).items():
         (tmp_path / "results").mkdir(exist_ok=True)
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(record))
+    (tmp_path / "results" / "other").mkdir()
+    (tmp_path / "results" / "other" / "step.json").write_text(json.dumps(records["step"]))
     (tmp_path / "README.md").write_text(empty, encoding="utf-8")
     report.write(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -182,7 +185,7 @@ def test_the_report_shows_every_part(records, tmp_path):
         if following.startswith("| --- |"):
             assert row.count("|") == following.count("|")
     pictures = {file.name for file in (tmp_path / "images").iterdir()}
-    assert pictures == {"step.png", "accuracy-gn.png"} | {f"grow-bn-{axis}.png" for axis in report.AXES}
+    assert pictures == {"step.png", "step-other.png", "accuracy-gn.png"} | {f"grow-bn-{axis}.png" for axis in report.AXES}
     assert all(f"(images/{name})" in text for name in pictures)
 
 
@@ -219,6 +222,4 @@ def test_the_page_shows_the_committed_results():
     committed = report.read_all(BENCHMARKS / "results")
     text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert report.page(text, committed) == text, "run python benchmarks/report.py"
-    for target in report.re.findall(r"\]\(([^)]+)\)", text):
-        assert target.startswith("http") or (BENCHMARKS / target).exists(), target
     assert not any(record["circumstances"]["toy"] for record in committed.values() if "circumstances" in record)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+PAGES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "experiments")]
+PAGES += sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def pieces(page: Path) -> list[str]:
@@ -60,7 +61,7 @@ def unnamed_outputs(page: Path) -> list[str]:
     return [f"a picture called {text!r}" for text in texts if not text.strip() or text.startswith("<")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_anchors_and_alt_texts(page):
     assert problems(page) == []
 
