@@ -49,9 +49,9 @@ def own_process(make: Callable[..., Lanes], *words: Any) -> Iterator[Lanes]:
 
 def _serve(connection: Connection, threads: int, make: Callable[..., Lanes], *words: Any) -> None:
     torch.set_num_threads(threads)
-    lanes = make(*words)
-    connection.send(list(lanes))
-    with suppress(EOFError):
+    with suppress(EOFError, KeyboardInterrupt):  # Ctrl-C reaches both processes; the other one says so
+        lanes = make(*words)
+        connection.send(list(lanes))
         while True:
             lanes[connection.recv()]()
             connection.send(None)
