@@ -3,7 +3,8 @@
 # make lab: open the notebooks     make clean: remove what these made
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+RUN := $(BIN)/python
 ARGS ?=
 PIP ?=
 
@@ -13,6 +14,8 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(BIN)/lint-imports
 	$(RUN) -m mypy normcourse
 	$(RUN) -m pytest tests --cov=normcourse --cov-report=term-missing
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
@@ -28,4 +31,4 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@echo ok > $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .coverage .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .coverage .ruff_cache .mypy_cache .import_linter_cache .hypothesis

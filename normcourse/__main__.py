@@ -1,5 +1,5 @@
 import sys
 
-from normcourse.cli import main
+from normcourse.engine.cli import main
 
 sys.exit(main())

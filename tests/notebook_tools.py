@@ -16,28 +16,34 @@ def code_cells(path: Path) -> list[str]:
 
 
 def definition_source(path: Path) -> str:
-    """The imports, functions and classes of a notebook; every other statement of its cells is left out."""
+    """The imports, functions and classes of a notebook; every other statement is left out."""
     kept = ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef
     found = []
     for cell in code_cells(path):
         for node in ast.parse(cell).body:
             if isinstance(node, kept):
-                first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+                lines = [d.lineno for d in getattr(node, "decorator_list", [])]
+                first = min([node.lineno, *lines])
                 found.append("\n".join(cell.splitlines()[first - 1 : node.end_lineno]))
     return "\n\n".join(found) + "\n"
 
 
-def definitions(path: Path = FUNDAMENTALS, replace: tuple[str, str] | None = None) -> SimpleNamespace:
+def definitions(
+    path: Path = FUNDAMENTALS, replace: tuple[str, str] | None = None
+) -> SimpleNamespace:
     """Run the definitions of a notebook; ``replace`` = (old, new) first plants an error.
 
-    Raises AssertionError unless ``old`` stands in the source exactly once: a change of nothing proves nothing.
+    Raises AssertionError unless ``old`` stands in the source exactly once: a change of nothing
+    proves nothing.
     """
     source = definition_source(path)
     if replace:
         old, new = replace
         count = source.count(old)
         if count != 1 or old == new:
-            raise AssertionError(f"{old!r} occurs {count} times in {path.name}: the planted error is not well defined")
+            raise AssertionError(
+                f"{old!r} occurs {count} times in {path.name}: the error is not well defined"
+            )
         source = source.replace(old, new)
     namespace: dict = {"__name__": path.stem}
     exec(compile(source, path.name, "exec"), namespace)

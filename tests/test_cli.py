@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -11,13 +12,14 @@ import pytest
 import torch
 from conftest import make_folder
 from PIL import Image
+from test_results import script
 from test_train import same
 
-from normcourse import cli
-from normcourse import data as data_module
-from normcourse import report as report_module
-from normcourse.cli import main
-from normcourse.report import END, START, publish, read_records
+from normcourse import CourseError
+from normcourse.engine import cli, report
+from normcourse.engine.cli import main
+from normcourse.engine.record import find_records
+from normcourse.results import table
 
 
 @pytest.fixture
@@ -26,22 +28,8 @@ def runs(tmp_path):
 
 
 def train(folder, runs, *more):
-    return main(
-        [
-            "train",
-            "--data",
-            str(folder),
-            "--runs",
-            str(runs),
-            "--epochs",
-            "1",
-            "--batch-size",
-            "12",
-            "--device",
-            "cpu",
-            *more,
-        ]
-    )
+    words = ["train", "--data", str(folder), "--runs", str(runs), "--device", "cpu"]
+    return main([*words, "--epochs", "1", "--batch-size", "12", *more])
 
 
 def errors(capsys):
@@ -56,12 +44,9 @@ def test_train_prints_the_table_and_leaves_the_pictures(folder, runs, capsys):
         assert re.search(rf"\| NormNet \| {norm} \(batch_size 12\) \| 4\d,\d\d\d \| 1 \|", out), out
     assert "insects" in out and "torch" in out
     kept = runs / "insects"
-    assert (
-        len(list(kept.glob("*.json"))) == len(list(kept.glob("*.pt"))) == len(list(kept.glob("*-confusion.png"))) == 3
-    )
-    assert (
-        len(list(kept.glob("*-mistakes.png"))) == 3 and (kept / "report.md").read_text(encoding="utf-8") in out + "\n"
-    )
+    for kind in ("*.json", "*.pt", "*-confusion.png", "*-mistakes.png"):
+        assert len(list(kept.glob(kind))) == 3, kind
+    assert (kept / "report.md").read_text(encoding="utf-8") in out + "\n"
     for picture in kept.glob("*.png"):
         with Image.open(picture) as image:
             assert min(image.size) > 300
@@ -75,7 +60,8 @@ def test_report_reads_what_train_left(folder, runs, capsys):
     assert main(["report", "--runs", str(runs)]) == 0
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith("| NormNet")]
-    accuracies = [r["history"][-1]["test_accuracy"] for r in read_records(runs).values()]
+    records = find_records(runs / "insects").values()
+    accuracies = [record["history"][-1]["test_accuracy"] for record in records]
     assert len(rows) == 1 and "| 2 |" in rows[0] and "±" in rows[0]
     assert f"{sum(accuracies) / 2:.2f} ± " in rows[0]
 
@@ -86,9 +72,8 @@ def test_data_sets_never_mix(folder, tmp_path, runs, capsys):
     capsys.readouterr()
     main(["report", "--runs", str(runs)])
     out = capsys.readouterr().out
-    assert out.count("| NormNet | Batch Norm (batch_size 12) |") == 2 and out.index("## birds") < out.index(
-        "## insects"
-    )
+    assert out.count("| NormNet | Batch Norm (batch_size 12) |") == 2
+    assert out.index("## birds") < out.index("## insects")
     assert sorted(p.name for p in runs.iterdir()) == ["birds", "insects"]
 
 
@@ -118,7 +103,7 @@ def test_reference_designs_train_by_the_same_command(folder, runs, capsys):
         (["train", "--net", "reference", "--norm", "in"], ["'in'", "bn 1"]),
         ([], ["train,report"]),
         (["fit"], ["'fit'", "train", "report"]),
-        (["report", "--runs", "nowhere"], ["no records in nowhere", "train first"]),
+        (["report", "--runs", "nowhere"], ["no records in nowhere", "normcourse train"]),
     ],
 )
 def test_bad_options_end_in_one_line_and_status_2(options, words, capsys, tmp_path, monkeypatch):
@@ -152,20 +137,30 @@ def test_no_room_on_the_disk(folder, runs, capsys, monkeypatch):
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda state, _: save(state, FullDisk()))
     assert train(folder, runs, "--norm", "bn") == 2
-    assert re.search(r"cannot write .*\.ckpt: No space left on device; make room", errors(capsys)[-1])
+    assert re.search(
+        r"cannot write .*\.ckpt: No space left on device; make room", errors(capsys)[-1]
+    )
     assert not [p for p in runs.rglob("*") if p.is_file()]
 
 
-def test_runs_that_is_a_file(folder, tmp_path, capsys):
+def test_runs_that_is_a_file(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("normcourse.engine.fit.run_epoch", None)  # found out before any training
     (tmp_path / "taken").write_text("x")
     assert train(folder, tmp_path / "taken") == 2
     last = errors(capsys)[-1]
-    assert "--runs" in last and "give a folder that can be written" in last
+    assert "cannot write" in last and "taken" in last and "name another folder" in last
 
 
 def test_odd_names_do_no_harm(tmp_path, runs, capsys):
-    for name, classes in (("a$b_$", ("x$y$", "z_{")), ("café", ("α", "β")), ("cafe", ("a", "b")), ("Cafè", ("a", "b"))):
-        assert train(make_folder(tmp_path / name, classes=classes, count=2), runs, "--norm", "bn") == 0
+    for name, classes in (
+        ("a$b_$", ("x$y$", "z_{")),
+        ("café", ("α", "β")),
+        ("cafe", ("a", "b")),
+        ("Cafè", ("a", "b")),
+    ):
+        assert (
+            train(make_folder(tmp_path / name, classes=classes, count=2), runs, "--norm", "bn") == 0
+        )
     assert len(list(runs.iterdir())) == 4
     capsys.readouterr()
 
@@ -175,7 +170,8 @@ def test_renamed_classes_are_another_data_set(folder, runs, capsys):
     for part in ("train", "test"):
         (folder / part / "bee").rename(folder / part / "bug")
     train(folder, runs, "--norm", "bn")
-    assert sorted("bug" in r["classes"] for r in read_records(runs).values()) == [False, True]
+    records = find_records(runs / "insects").values()
+    assert sorted("bug" in record["classes"] for record in records) == [False, True]
     capsys.readouterr()
 
 
@@ -191,36 +187,28 @@ def test_ctrl_c_says_how_to_go_on(folder, runs, capsys, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_training_goes_on_to_the_same_record(folder, tmp_path):
     def start(runs):
-        words = [
-            "train",
-            "--data",
-            folder,
-            "--runs",
-            runs,
-            "--norm",
-            "ln",
-            "--epochs",
-            "6",
-            "--batch-size",
-            "4",
-            "--dropout",
-            "0.1",
-        ]
-        return subprocess.Popen(
-            [sys.executable, "-m", "normcourse", *map(str, words)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        words = ["train", "--data", folder, "--runs", runs, "--norm", "ln", "--epochs", "6"]
+        words += ["--batch-size", "4", "--dropout", "0.1"]
+        command = [sys.executable, "-m", "normcourse", *map(str, words)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     assert start(tmp_path / "whole").wait(300) == 0
     process = start(tmp_path / "cut")
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("cut/*/*.ckpt")) and time.monotonic() < deadline:
+    while not epochs_kept(tmp_path / "cut") and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert list(tmp_path.glob("cut/*/*.ckpt")) and not list(tmp_path.glob("cut/*/*.json"))
+    assert epochs_kept(tmp_path / "cut") and not list(tmp_path.glob("cut/*/*.json"))
     assert start(tmp_path / "cut").wait(300) == 0
-    whole, cut = (json.loads(next(tmp_path.glob(f"{f}/*/*.json")).read_text()) for f in ("whole", "cut"))
-    assert same(whole, cut)
+    whole, cut = next(tmp_path.glob("whole/*/*.json")), next(tmp_path.glob("cut/*/*.json"))
+    assert same(json.loads(whole.read_text()), json.loads(cut.read_text()))
+
+
+def epochs_kept(runs):
+    """How many finished epochs there are in a checkpoint of these runs; in the first one 0."""
+    checkpoints = list(runs.glob("*/*.ckpt"))
+    return max((len(torch.load(c, weights_only=True)["history"]) for c in checkpoints), default=0)
 
 
 def test_help_names_every_option(capsys):
@@ -229,51 +217,127 @@ def test_help_names_every_option(capsys):
             main(words)
         assert exit_.value.code == 0
     out = capsys.readouterr().out
-    assert all(
-        f"--{o}" in out
-        for o in ("norm", "data", "epochs", "seed", "lr", "momentum", "weight-decay", "batch-size", "publish")
-    )
+    names = "norm data epochs seed lr momentum weight-decay batch-size publish"
+    assert all(f"--{name}" in out for name in names.split())
 
 
-# --- publish
+# --- publish --------------------------------------------------------------------------------------
+
+
+PUBLISH = script("publish")
+
+
+def notebook(*outputs):
+    """A notebook with a badge, a first cell and a picture to be published."""
+    title = {
+        "cell_type": "markdown",
+        "metadata": {},
+        "source": ["# One\n", "[![](colab-badge)]()\n"],
+    }
+    first = {"cell_type": "code", "metadata": {}, "source": ["import old"], "outputs": []}
+    tags = {"tags": ["image-normnet-bn-mistakes"]}
+    shown = {"cell_type": "code", "metadata": tags, "source": ["draw()"], "outputs": list(outputs)}
+    return json.dumps({"cells": [title, first, shown]})
+
+
+def output(picture):
+    """What a cell shows that displays a picture."""
+    data = {"image/png": base64.b64encode(picture).decode(), "text/plain": ["Ten mistakes"]}
+    metadata = {"image/png": {"alt": "Ten mistakes"}}
+    return {"output_type": "display_data", "data": data, "metadata": metadata}
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    (tmp_path / "checkout").mkdir()
-    (tmp_path / "checkout" / "README.md").write_text(
-        f"# Title\n\n{START}\noutdated\n{END}\n\nafter\n", encoding="utf-8"
-    )
-    return tmp_path / "checkout"
+    root = tmp_path / "checkout"
+    for folder in ("images", "notebooks", "normcourse/results"):
+        (root / folder).mkdir(parents=True)
+    page = f"# Title\n\n{PUBLISH.START}\noutdated\n{PUBLISH.END}\n\nafter\n"
+    (root / "README.md").write_text(page, encoding="utf-8")
+    (root / "images" / "outdated.png").touch()
+    (root / "notebooks" / "01_one.ipynb").write_text(notebook(output(b"pixels")), encoding="utf-8")
+    return root
+
+
+def contents(root):
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_only_cifar10_is_published(folder, runs, checkout):
     train(folder, runs, "--norm", "bn")
-    before = (checkout / "README.md").read_text(encoding="utf-8")
-    with pytest.raises(data_module.CourseError, match="no final CIFAR-10 run"):
-        publish(runs, root=checkout)
-    assert (checkout / "README.md").read_text(encoding="utf-8") == before and not (checkout / "images").exists()
+    before = contents(checkout)
+    with pytest.raises(CourseError, match="no final CIFAR-10 run"):
+        PUBLISH.publish(runs, root=checkout)
+    assert contents(checkout) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "digits"},
+        {"images": [45_000, 5_000]},
+        {"settings": {"validate": True, "epochs": 20}},
+        {"settings": {"validate": False, "epochs": 21}},
+    ],
+)
+def test_a_run_that_breaks_a_rule_is_not_final(change):
+    settings = {"validate": False, "epochs": 20}
+    record = {"data": "CIFAR-10", "images": [50_000, 10_000], "settings": settings}
+    assert PUBLISH.is_final(record) and not PUBLISH.is_final(record | change)
 
 
 def test_publish_writes_readme_images_records_and_weights(folder, runs, checkout, monkeypatch):
-    monkeypatch.setattr(data_module, "_name", lambda *_: "CIFAR-10")
-    monkeypatch.setattr(report_module, "_publishable", lambda _: True)  # as if these few images were all
+    monkeypatch.setattr(PUBLISH, "is_final", lambda _: True)  # as if these few images were all
     train(folder, runs, "--norm", "bn", "ln")
     train(folder, runs, "--norm", "bn", "--seed", "1")
-    monkeypatch.setattr(report_module, "find_cifar10", lambda: None)
-    publish(runs, str(folder), root=checkout)
+    PUBLISH.publish(runs, root=checkout)
     text = (checkout / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Title") and text.endswith("after\n") and "outdated" not in text
-    for alt, name in re.findall(r"!\[(.*)\]\((.*)\)", text):
-        assert alt and (checkout / name).is_file()
-    assert (checkout / "images" / "normnet-bn-mistakes.png").exists()
+    assert table(list(find_records(runs / "insects").values())) in text
+    assert re.findall(r"!\[(.*)\]\((.*)\)", text) == [
+        ("Ten mistakes", "images/normnet-bn-mistakes.png")
+    ]
+    (picture,) = (checkout / "images").iterdir()  # the outdated one is gone
+    assert picture.name == "normnet-bn-mistakes.png" and picture.read_bytes() == b"pixels"
     kept = checkout / "normcourse" / "results"
-    assert len(list(kept.glob("*.json"))) == 3 and len(list(kept.glob("*.pt"))) == 2  # weights of one seed
-    again = text
-    publish(runs, str(folder), root=checkout)
-    assert (checkout / "README.md").read_text(encoding="utf-8") == again
+    assert len(list(kept.glob("*.json"))) == 3
+    assert len(list(kept.glob("*.pt"))) == 2  # weights of one seed
+    for path in kept.iterdir():
+        assert path.read_bytes() == (runs / "insects" / path.name).read_bytes()
+    before = contents(checkout)
+    PUBLISH.publish(runs, root=checkout)
+    assert contents(checkout) == before
+    PUBLISH.publish(kept, root=checkout)  # onto itself
+    assert contents(checkout) == before
 
 
-def test_publish_needs_a_checkout(folder, runs, tmp_path):
-    with pytest.raises(data_module.CourseError, match="not a checkout"):
-        publish(runs, root=tmp_path)
+def test_publish_writes_the_address_into_the_notebooks(checkout):
+    path = checkout / "notebooks" / "01_one.ipynb"
+    PUBLISH.address_notebook(path)
+    title, first, shown = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    address = PUBLISH.REPOSITORY.removeprefix("https://github.com/")
+    assert f"{address}/blob/main/notebooks/01_one.ipynb" in title["source"][1]
+    assert f"git+{PUBLISH.REPOSITORY}" in "".join(first["source"])
+    assert title["source"][0] == "# One\n" and shown["source"] == ["draw()"]
+
+
+def test_a_notebook_that_was_not_executed_is_not_published(checkout):
+    (checkout / "notebooks" / "01_one.ipynb").write_text(notebook(), encoding="utf-8")
+    with pytest.raises(CourseError, match="image-normnet-bn-mistakes shows no picture; execute"):
+        PUBLISH.take_pictures(checkout / "notebooks", checkout / "images")
+    assert [path.name for path in (checkout / "images").iterdir()] == ["outdated.png"]
+
+
+def test_publish_needs_a_checkout(runs, tmp_path, capsys, monkeypatch):
+    with pytest.raises(CourseError, match="not a checkout"):
+        PUBLISH.publish(runs, root=tmp_path)
+    installed = tmp_path / "site" / "normcourse" / "engine" / "report.py"
+    monkeypatch.setattr(report, "__file__", str(installed))
+    assert main(["report", "--publish", "--runs", str(runs)]) == 2
+    assert "publish from a checkout" in errors(capsys)[-1]
+
+
+def test_the_command_publishes_by_the_script_of_the_checkout(runs, capsys):
+    assert main(["report", "--publish", "--runs", str(runs)]) == 2
+    assert "no final CIFAR-10 run" in errors(capsys)[-1]

@@ -1,33 +1,16 @@
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_folder
+from conftest import Evil, checksums, make_folder, pickle_of_an_address, write_batches
 from PIL import Image
 
 from normcourse import CourseError, batches, load_data
-from normcourse import data as data_module
-from normcourse.data import split_validation
-from normcourse.plot import unnormalise
-
-
-def write_batches(root, per_file=20, classes=10):
-    """The official layout with random images; returns what should be read."""
-    root.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    images, labels = (
-        random.integers(0, 256, (6 * per_file, 3072), dtype=np.uint8),
-        [i % classes for i in range(6 * per_file)],
-    )
-    for i, name in enumerate([f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]):
-        part = slice(i * per_file, (i + 1) * per_file)
-        (root / name).write_bytes(pickle.dumps({b"data": images[part], b"labels": labels[part]}, protocol=2))
-    names = [f"class{i}".encode() for i in range(classes)]
-    (root / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))
-    return torch.from_numpy(images).view(-1, 3, 32, 32), torch.tensor(labels)
-
+from normcourse.data import make_data, split_validation, unnormalise
+from normcourse.engine import sources
 
 # --- what load_data returns
 
@@ -43,7 +26,9 @@ def test_digits(digits):
 def test_mean_and_std_are_those_of_the_training_images(digits, folder):
     for data in (digits, load_data(folder)):
         pixels = data.train_images.double() / 255
-        torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), atol=1e-6, rtol=0
+        )
         torch.testing.assert_close(
             torch.tensor(data.std).double(), pixels.std((0, 2, 3), correction=0), atol=1e-6, rtol=0
         )
@@ -55,8 +40,13 @@ def test_mean_and_std_are_those_of_the_training_images(digits, folder):
 def test_image_folder_of_any_size(tmp_path, kind, size):
     data = load_data(make_folder(tmp_path / "mine", size=size, kind=kind))
     assert data.name == "mine" and data.classes == ("ant", "bee", "cow")
-    assert data.train_images.shape == (24, 3, 32, 32) and data.train_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    strongest = data.train_images.float().mean((2, 3)).argmax(1)  # the generator makes class k strongest in channel k
+    assert (
+        data.train_images.shape == (24, 3, 32, 32)
+        and data.train_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    )
+    strongest = (
+        data.train_images.float().mean((2, 3)).argmax(1)
+    )  # the generator makes class k strongest in channel k
     assert torch.equal(strongest, data.train_labels)
 
 
@@ -76,9 +66,8 @@ def test_grey_transparent_and_palette_images_are_read_as_rgb(folder):
 
 def test_decoded_once_and_again_when_a_file_changes(folder, monkeypatch):
     first, calls = load_data(folder), []
-    monkeypatch.setattr(
-        data_module, "_read_image", lambda file: calls.append(file) or torch.zeros(32, 32, 3, dtype=torch.uint8)
-    )
+    black = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    monkeypatch.setattr(sources, "_read_image", lambda file: calls.append(file) or black)
     assert load_data(folder).copy == first.copy and not calls
     Image.new("RGB", (32, 32)).save(folder / "test" / "cow" / "new.png")
     assert len(load_data(folder).test_labels) == 25 and len(calls) == 49
@@ -91,38 +80,164 @@ def test_a_cache_cut_short_is_made_again(folder, cache):
     assert load_data(folder).copy == first.copy
 
 
-def test_official_batches(tmp_path):
-    images, labels = write_batches(tmp_path / "x" / "cifar-10-batches-py")
-    for path in (tmp_path / "x", tmp_path / "x" / "cifar-10-batches-py"):
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """A folder x with batches of random images, which have the right checksums; what they hold."""
+    content = write_batches(tmp_path / "x" / sources.BATCHES)
+    monkeypatch.setattr(sources, "OFFICIAL_MD5", checksums(tmp_path / "x" / sources.BATCHES))
+    return tmp_path / "x", *content
+
+
+def test_official_batches(official):
+    root, images, labels = official
+    for path in (root, root / sources.BATCHES):
         data = load_data(path)
-        assert torch.equal(data.train_images, images[:100]) and torch.equal(data.test_labels, labels[100:])
+        assert torch.equal(data.train_images, images[:100])
+        assert torch.equal(data.train_labels, labels[:100])
+        assert torch.equal(data.test_images, images[100:])
+        assert torch.equal(data.test_labels, labels[100:])
+        assert data.classes == tuple(f"class{i}" for i in range(10))
         assert data.name == "x"  # not CIFAR-10: other classes and counts
 
 
-def test_batches_of_cifar10_are_recognised_by_classes_and_counts(tmp_path):
-    write_batches(tmp_path / "d" / "cifar-10-batches-py")
-    loaded = load_data(tmp_path / "d")
-    parts = [
-        loaded.train_images,
-        torch.arange(10).repeat_interleave(5000),
-        loaded.test_images,
-        torch.arange(10).repeat_interleave(1000),
-    ]
-    assert data_module._name(tmp_path, data_module.CLASSES, parts) == "CIFAR-10"
-    parts[3] = parts[3][:-1]
-    assert data_module._name(tmp_path, data_module.CLASSES, parts) != "CIFAR-10"
+def test_official_batches_as_torchvision_reads_them(official):
+    from torchvision.datasets import CIFAR10
+
+    class Own(CIFAR10):
+        """The same reader, for files with other checksums."""
+
+        train_list = [[name, sources.OFFICIAL_MD5[name]] for name, _ in CIFAR10.train_list]
+        test_list = [[name, sources.OFFICIAL_MD5[name]] for name, _ in CIFAR10.test_list]
+        meta = CIFAR10.meta | {"md5": sources.OFFICIAL_MD5["batches.meta"]}
+
+    data = load_data(official[0])
+    train, test = Own(official[0], train=True), Own(official[0], train=False)
+    assert tuple(train.classes) == data.classes
+    assert np.array_equal(train.data, data.train_images.permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(test.data, data.test_images.permute(0, 2, 3, 1).numpy())
+    assert train.targets == data.train_labels.tolist() and test.targets == data.test_labels.tolist()
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "written"), "w"))
+def test_the_published_checksums_are_those_of_torchvision():
+    from torchvision.datasets import CIFAR10
 
-    write_batches(tmp_path / "cifar-10-batches-py")
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}))
-    with pytest.raises(CourseError, match="data_batch_3"):
-        load_data(tmp_path)
-    assert not (tmp_path / "written").exists()
+    theirs = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    assert sources.OFFICIAL_MD5 == theirs | {CIFAR10.meta["filename"]: CIFAR10.meta["md5"]}
+    assert (sources.BATCHES, sources.ARCHIVE) == (CIFAR10.base_folder, CIFAR10.filename)
+    assert CIFAR10.url in sources.MIRRORS
+
+
+def test_batches_of_cifar10_are_recognised_by_classes_and_counts(official):
+    loaded = load_data(official[0])
+    train, test = (torch.arange(10).repeat_interleave(count) for count in (5000, 1000))
+    parts = [loaded.train_images, train, loaded.test_images, test]
+    for path in (official[0], official[0] / sources.BATCHES, official[0] / sources.ARCHIVE):
+        assert sources._name(path, sources.CLASSES, parts) == "CIFAR-10"
+        assert sources._name(path, sources.CLASSES, [*parts[:3], test[:-1]]) == "x"
+        assert sources._name(path, sources.CLASSES[::-1], parts) == "x"
+
+
+# --- official files only
+
+
+PUBLISHED = sources.OFFICIAL_MD5
+ATTACKS = [
+    b"cposix\nsystem\n(S'touch written'\ntR.",
+    b'cbuiltins\neval\n(S\'open("written", "w")\'\ntR.',
+    b"\x80\x04\x8c\x05numpy\x8c\x09os.system\x93.",
+    b"cnumpy.f2py.__main__\ndtype\n.",
+    b"cnumpy.distutils.core\nndarray\n.",
+    b"cnumpy.testing._private.utils\nrunstring\n.",
+    pickle.dumps({b"data": Evil("written")}),
+    pickle.dumps({b"data": Evil("written"), b"labels": [0]}, protocol=2),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy would only warn of an object made from an address
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("published", [True, False], ids=["published table", "own table"])
+def test_nothing_runs_that_is_not_official(official, monkeypatch, tmp_path, name, published):
+    """Not even a module is imported: a file without the right checksum is not unpickled at all."""
+    monkeypatch.chdir(tmp_path)
+    if published:
+        monkeypatch.setattr(sources, "OFFICIAL_MD5", PUBLISHED)
+    before, changed = set(sys.modules), {}
+    for attack in [pickle_of_an_address(changed), *ATTACKS]:
+        (official[0] / sources.BATCHES / name).write_bytes(attack)
+        named = "data_batch_1" if published else name  # the first wrong one: there, all seven are
+        with pytest.raises(
+            CourseError, match=f"{named} is missing, or its MD5 is wrong; get"
+        ) as error:
+            load_data(official[0])
+        assert len(str(error.value).splitlines()) == 1
+        assert not changed and not (tmp_path / "written").exists()
+    assert not {"numpy.f2py", "numpy.distutils"} & (set(sys.modules) - before)
+
+
+@pytest.mark.filterwarnings("ignore")  # a file that is not closed
+def test_the_attacks_are_real(monkeypatch, tmp_path):
+    """Where nothing is checked, they do create the file."""
+    monkeypatch.chdir(tmp_path)
+    for attack in (ATTACKS[1], *ATTACKS[-2:]):
+        pickle.loads(attack)
+        (tmp_path / "written").unlink()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("place", [0, 0.5, -1], ids=["first", "middle", "last"])
+def test_one_flipped_bit_is_refused(official, name, place):
+    file = official[0] / sources.BATCHES / name
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content)) if place > 0 else place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CourseError, match=f"{name} is missing, or its MD5 is wrong"):
+        load_data(official[0])
+
+
+def test_official_files_under_each_others_names_are_refused(official):
+    folder = official[0] / sources.BATCHES
+    for old, new in (("data_batch_1", "x"), ("test_batch", "data_batch_1"), ("x", "test_batch")):
+        (folder / old).rename(folder / new)
+    with pytest.raises(CourseError, match="data_batch_1 is missing, or its MD5 is wrong"):
+        load_data(official[0])
+
+
+def test_other_files_beside_the_official_ones_are_not_read(official, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (official[0] / sources.BATCHES / "data_batch_6").write_bytes(ATTACKS[-1])
+    assert len(load_data(official[0]).train_labels) == 100 and not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data_batch_2", None),
+        ("batches.meta", None),
+        ("test_batch", b"\x80\x02}q\x00"),
+        ("data_batch_1", b""),
+        ("data_batch_1", pickle.dumps([1, 2])),
+        ("data_batch_3", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 1]})),
+        ("batches.meta", pickle.dumps({b"label_names": None})),
+    ],
+)
+def test_bad_batches(official, name, content):
+    file = official[0] / sources.BATCHES / name
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(
+        CourseError, match=f"{name} is missing, or its MD5 is wrong; get cifar-10-python"
+    ):
+        load_data(official[0])
+
+
+def test_an_official_file_that_cannot_be_read_is_named(official):
+    file = official[0] / sources.BATCHES / "data_batch_4"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(CourseError, match="cannot read .*data_batch_4"):
+        load_data(official[0])
+
+
+# --- folders, names, images
 
 
 def test_environment_names_the_source(monkeypatch, folder):
@@ -136,8 +251,8 @@ def test_no_folder_passes_for_another_data_set(tmp_path, name):
     assert load_data(make_folder(tmp_path / name)).name == f"{name} (folder)"
 
 
-def test_what_lies_in_data_must_be_cifar10(tmp_path, monkeypatch):
-    write_batches(tmp_path / "data" / "cifar-10-batches-py")
+def test_what_lies_in_data_must_be_cifar10(official, tmp_path, monkeypatch):
+    official[0].rename(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CourseError, match="does not hold CIFAR-10"):
         load_data("cifar10")
@@ -180,11 +295,22 @@ def remove(path):
             ["one class, 'cow'"],
         ),
         (lambda f: remove(f / "test" / "bee"), ["same class folders", "only in train: ['bee']"]),
-        (lambda f: [remove(i) for i in (f / "train" / "cow").iterdir()], ["train/cow", "no images"]),
-        (lambda f: [remove(c) for p in ("train", "test") for c in (f / p).iterdir()], ["no images"]),
-        (lambda f: (f / "train" / "bee" / "3.png").write_bytes(b"not an image"), ["3.png", "replace or remove"]),
         (
-            lambda f: (f / "train" / "bee" / "3.png").write_bytes((f / "train" / "bee" / "3.png").read_bytes()[:800]),
+            lambda f: [remove(i) for i in (f / "train" / "cow").iterdir()],
+            ["train/cow", "no images"],
+        ),
+        (
+            lambda f: [remove(c) for p in ("train", "test") for c in (f / p).iterdir()],
+            ["no images"],
+        ),
+        (
+            lambda f: (f / "train" / "bee" / "3.png").write_bytes(b"not an image"),
+            ["3.png", "replace or remove"],
+        ),
+        (
+            lambda f: (f / "train" / "bee" / "3.png").write_bytes(
+                (f / "train" / "bee" / "3.png").read_bytes()[:800]
+            ),
             ["3.png"],
         ),
         (lambda f: (f / "train" / "bee" / "3.png").write_bytes(b""), ["3.png"]),
@@ -198,32 +324,12 @@ def test_bad_folders_say_what_is_wrong(folder, spoil, words, cache):
     assert not list(cache.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("source", ["cifar100", "/no/such/folder", "mnist", "~nosuchuser/x", __file__])
+@pytest.mark.parametrize(
+    "source", ["cifar100", "/no/such/folder", "mnist", "~nosuchuser/x", __file__]
+)
 def test_unknown_source(source):
     with pytest.raises(CourseError, match="cifar10, digits, auto, or the path"):
         load_data(source)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("data_batch_2", None, "data_batch_2 is missing"), ("batches.meta", None, "batches.meta is missing"),
-        ("test_batch", b"\x80\x02}q\x00", "cannot read"), ("data_batch_1", pickle.dumps([1, 2]), "cannot read"),
-        ("data_batch_1", pickle.dumps({b"labels": [1]}), "expected 'data'"),
-        ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072)), b"labels": [1, 1]}), "uint8"),
-        ("data_batch_1", pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}), "label for each"),
-        ("data_batch_1", pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]}), "classes"),
-        ("data_batch_1", pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0.5]}), "whole-numbered"),
-        ("batches.meta", pickle.dumps({b"label_names": None}), "label_names"),
-        ("batches.meta", pickle.dumps({b"label_names": [b"\xff"]}), "label_names"),
-    ],
-)  # fmt: skip
-def test_bad_batches(tmp_path, name, content, words):
-    write_batches(tmp_path / "cifar-10-batches-py")
-    file = tmp_path / "cifar-10-batches-py" / name
-    file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(CourseError, match=words):
-        load_data(tmp_path)
 
 
 # --- batches
@@ -231,13 +337,20 @@ def test_bad_batches(tmp_path, name, content, words):
 
 def test_every_image_once_in_an_epoch_and_the_last_batch_is_short(small):
     seen = [
-        (x, y) for x, y in batches(small.train_images, torch.arange(80), small, 32, torch.Generator().manual_seed(1))
+        (x, y)
+        for x, y in batches(
+            small.train_images, torch.arange(80), small, 32, torch.Generator().manual_seed(1)
+        )
     ]
     assert [len(y) for _, y in seen] == [32, 32, 16]
     order = torch.cat([y for _, y in seen])
-    assert torch.equal(order.sort().values, torch.arange(80)) and not torch.equal(order, torch.arange(80))
+    assert torch.equal(order.sort().values, torch.arange(80)) and not torch.equal(
+        order, torch.arange(80)
+    )
     images = unnormalise(torch.cat([x for x, _ in seen]), small)
-    assert torch.equal(images, small.train_images[order])  # no augmentation asked for: the very pixels
+    assert torch.equal(
+        images, small.train_images[order]
+    )  # no augmentation asked for: the very pixels
 
 
 def test_batches_are_normalised_like_torchvision(small):
@@ -249,15 +362,30 @@ def test_batches_are_normalised_like_torchvision(small):
 
 
 def test_each_image_gets_its_own_shift_and_flip():
-    """Every augmented image equals one of the 2 x 25 crops that numpy's mirrored padding gives, and all 50 occur."""
-    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = data_module._make("x", "x", ("a", "b"), [image, torch.zeros(1, dtype=torch.long)] * 2)
+    """Each equals one of the 2 x 25 crops of numpy's mirrored padding, and all 50 occur."""
+    image = torch.randint(
+        0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    data = make_data("x", "x", ("a", "b"), [image, torch.zeros(1, dtype=torch.long)] * 2)
     padded = np.pad(image[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
     crops = {
-        padded[:, i : i + 32, j : j + 32][..., ::step].tobytes() for i in range(5) for j in range(5) for step in (1, -1)
+        padded[:, i : i + 32, j : j + 32][..., ::step].tobytes()
+        for i in range(5)
+        for j in range(5)
+        for step in (1, -1)
     }
     many = image.expand(1000, -1, -1, -1)
-    x, _ = next(batches(many, torch.zeros(1000), data, 1000, torch.Generator().manual_seed(0), shift=2, flip=True))
+    x, _ = next(
+        batches(
+            many,
+            torch.zeros(1000),
+            data,
+            1000,
+            torch.Generator().manual_seed(0),
+            shift=2,
+            flip=True,
+        )
+    )
     found = [crop.numpy().tobytes() for crop in unnormalise(x, data)]
     assert len(crops) == 50 and set(found) == crops
     assert max(found.count(crop) for crop in crops) < 50  # even: 20 of each expected
@@ -266,7 +394,13 @@ def test_each_image_gets_its_own_shift_and_flip():
 def test_same_generator_same_batches(small):
     def epoch(seed):
         stream = batches(
-            small.train_images, small.train_labels, small, 32, torch.Generator().manual_seed(seed), 2, True
+            small.train_images,
+            small.train_labels,
+            small,
+            32,
+            torch.Generator().manual_seed(seed),
+            2,
+            True,
         )
         return torch.cat([x for x, _ in stream])
 
@@ -281,7 +415,9 @@ def test_validation_split_is_a_tenth_of_the_training_set_and_always_the_same(dig
 
 
 def test_cifar10_copy_has_the_known_statistics(cifar10):
-    assert cifar10.train_images.shape == (50000, 3, 32, 32) and cifar10.classes == data_module.CLASSES
-    torch.testing.assert_close(torch.tensor(cifar10.mean), torch.tensor((0.4914, 0.4822, 0.4465)), atol=2e-3, rtol=0)
+    assert cifar10.train_images.shape == (50000, 3, 32, 32) and cifar10.classes == sources.CLASSES
+    torch.testing.assert_close(
+        torch.tensor(cifar10.mean), torch.tensor((0.4914, 0.4822, 0.4465)), atol=2e-3, rtol=0
+    )
     assert len(split_validation(cifar10).test_labels) == 5000
-    assert data_module.load_data().copy == cifar10.copy
+    assert load_data().copy == cifar10.copy

@@ -1,7 +1,9 @@
-"""The layers of notebook 00, taken from the notebook itself, against torch.nn; and its exercises."""
+"""The layers of notebook 00, taken from it, against torch.nn; its figures and its exercises."""
 
-# ruff: noqa: N803, N806  (N, C, G, H, W are the names that the field uses)
 import ast
+import base64
+import io
+import json
 
 import matplotlib.pyplot as plt
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_checks import CHECKS, KINDS, check_equal, pair
 from notebook_tools import FUNDAMENTALS, NOTEBOOKS, code_cells, definitions
+from PIL import Image
 
-from normcourse import cube
+from normcourse import CourseError, cube, plot
+from normcourse.norm import AXES, grouped, shared_set
 
 DEFS = definitions()
 
@@ -52,7 +56,7 @@ def test_memory_formats(kind):
     N=st.integers(1, 5),
     groups=st.integers(1, 4),
     per_group=st.integers(1, 4),
-    size=st.tuples(st.integers(1, 5), st.integers(2, 5)),  # two positions at least: one has no variance
+    size=st.tuples(st.integers(1, 5), st.integers(2, 5)),  # two positions: one has no variance
     seed=st.integers(0, 1000),
 )
 def test_shapes(kind, N, groups, per_group, size, seed):
@@ -70,8 +74,9 @@ def test_gradcheck(kind, training):
     ours.double().train(training)
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64, requires_grad=True)
 
-    def forward(x, *parameters):
-        return torch.func.functional_call(ours, dict(zip(dict(ours.named_parameters()), parameters, strict=True)), (x,))
+    def forward(x, *values):
+        parameters = dict(zip(dict(ours.named_parameters()), values, strict=True))
+        return torch.func.functional_call(ours, parameters, (x,))
 
     assert torch.autograd.gradcheck(forward, (x, *ours.parameters()))
     assert torch.autograd.gradgradcheck(forward, (x, *ours.parameters()))
@@ -84,57 +89,89 @@ def test_batch_norm_refuses_one_value_per_channel():
             layer(torch.randn(1, 4))
         assert layer.running_mean.equal(torch.zeros(4)) and layer.running_var.equal(torch.ones(4))
     x = torch.randn(1, 4)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))  # in evaluation one value is enough
+    torch.testing.assert_close(
+        ours.eval()(x), theirs.eval()(x)
+    )  # in evaluation one value is enough
 
 
 def test_cube_sets_are_what_the_layers_average():
-    """The drawn set of an entry is where the gradient of our layer's mean, and so of its output, can be non-zero."""
+    """The drawn set of an entry is where the gradient of our layer's output can be non-zero."""
     torch.manual_seed(0)
     shape, entry = (3, 4, 2, 2), (1, 2, 0, 1)
-    layers = {"BN": DEFS.BatchNorm(4), "LN": DEFS.LayerNorm(shape[1:])}
-    layers |= {"IN": DEFS.InstanceNorm(), "GN": DEFS.GroupNorm(2, 4)}
-    assert layers.keys() == cube.AXES.keys()
+    layers = {"bn": DEFS.BatchNorm(4), "ln": DEFS.LayerNorm(shape[1:])}
+    layers |= {"in": DEFS.InstanceNorm(), "gn": DEFS.GroupNorm(2, 4)}
+    assert layers.keys() == AXES.keys()
     for norm, layer in layers.items():
         x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         layer.double()(x)[entry].backward()
-        assert (x.grad.abs() > 1e-9).equal(cube.shared_set(cube.AXES[norm], shape, 2, entry)), norm
+        assert (x.grad.abs() > 1e-9).equal(shared_set(AXES[norm], shape, 2, entry)), norm
 
 
-def test_cube_refuses_groups_that_do_not_divide_the_channels():
-    with pytest.raises(ValueError, match="divisor of 6"):
-        cube.grouped(torch.zeros(1, 6, 2, 2), 4)
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(CourseError, match="num_groups=4 does not divide 6 .*: 1, 2, 3, 6$"):
+        grouped(torch.zeros(1, 6, 2, 2), 4)
 
 
-def test_figures_are_written(tmp_path):
+FIGURES = {
+    "cube": cube.draw_cubes,
+    "which_norm": cube.draw_choice,
+    "explorer": lambda: cube.draw_entry("gn", N=3, C=6, G=2, n=1, c=4, h=0, w=1),
+}
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_figure_is_drawn(draw, tmp_path):
     plt.switch_backend("agg")
-    paths = cube.save_figures(tmp_path / "images")
-    assert {path.stem for path in paths} == {"toy_batch", "cube", "four_ways", "which_norm", "explorer"}
-    for path in paths:
-        width, height = plt.imread(path).shape[:2][::-1]
-        assert width == 1275 and 300 < height < 1300  # 8.5 inches at 150 dpi
-        assert (NOTEBOOKS.parent / "images" / path.name).exists()
+    figure = draw()
+    figure.savefig(tmp_path / "figure.png", dpi=150)
+    plt.close(figure)
+    height, width = plt.imread(tmp_path / "figure.png").shape[:2]
+    assert width == 1275 and 300 < height < 1300  # 8.5 inches at 150 dpi
+
+
+def test_images_of_the_readme_stand_in_the_notebook():
+    """A picture of the README is the picture of the cell that carries its name as a tag."""
+    names = []
+    for cell in json.loads(FUNDAMENTALS.read_text(encoding="utf-8"))["cells"]:
+        for tag in cell["metadata"].get("tags", []):
+            if tag.startswith("image-"):
+                names.append(tag.removeprefix("image-"))
+                (output,) = cell["outputs"]
+                picture = io.BytesIO(base64.b64decode(output["data"]["image/png"]))
+                width, height = Image.open(picture).size
+                assert width == 850 and 200 < height < 870  # 8.5 inches at 100 dpi
+    assert sorted(names) == ["cube", "explorer", "four_ways", "toy_batch", "which_norm"]
+    for name in names:
+        assert (NOTEBOOKS.parent / "images" / f"{name}.png").exists()
 
 
 def test_explorer_follows_its_sliders(monkeypatch):
-    """Whatever the sliders say, also halfway through a change of shape, the figure asked for exists."""
+    """Whatever the sliders say, also halfway through a change of shape, the figure exists."""
     drawn, shown = [], []
     monkeypatch.setattr("IPython.display.display", shown.append)
-    monkeypatch.setattr(cube, "show", lambda fig, alt: plt.close(fig))
+    monkeypatch.setattr(plot, "show", lambda figure, alt: plt.close(figure))
     draw_entry = cube.draw_entry
     monkeypatch.setattr(cube, "draw_entry", lambda *args: drawn.append(args) or draw_entry(*args))
     cube.explore()
-    (norm, (N, C, G), at, _) = ((getattr(box, "children", None) or box) for box in shown[0].children)
-    assert drawn[-1] == ("BN", 3, 6, 2, 0, 0, 0, 0)
-    G.value, at[1].value, at[0].value = 3, 5, 2
-    C.value, N.value, norm.value = 4, 1, "GN"
-    assert drawn[-1] == ("GN", 1, 4, 2, 0, 3, 0, 0) and G.options == (1, 2, 4)  # 3 groups cannot be: 2 is the next below
+    norm, shape, at, _ = shown[0].children
+    N, C, G = shape.children
+    n, c, _, _ = at.children
+    assert drawn[-1] == ("bn", 3, 6, 2, 0, 0, 0, 0)
+    G.value, c.value, n.value = 3, 5, 2
+    C.value, N.value, norm.value = 4, 1, "gn"
+    assert drawn[-1] == ("gn", 1, 4, 2, 0, 3, 0, 0)
+    assert G.options == (1, 2, 4)  # 3 groups cannot be: 2 is the next below
 
 
 def test_solutions_face_the_checks_of_the_exercises():
-    """Each checking cell of notebook 00 stands word for word in the solutions, and says solved there."""
-    checks = [cell for cell in code_cells(FUNDAMENTALS) if "\ncheck(" in cell or cell.startswith("def check(")]
+    """Each checking cell stands word for word in the solutions, and says solved there."""
+    checks = []
+    for cell in code_cells(FUNDAMENTALS):
+        if "\ncheck(" in cell or cell.startswith("def check("):
+            checks.append(cell)
     solutions = code_cells(NOTEBOOKS / "00_solutions.ipynb")
-    assert len(checks) >= 6 and [cell for cell in solutions if cell in checks] == checks
+    assert len(checks) >= 6
+    assert [cell for cell in solutions if cell in checks] == checks
     text = (NOTEBOOKS / "00_solutions.ipynb").read_text(encoding="utf-8")
     for number in range(1, len(checks)):
         assert f"exercise {number}: solved" in text

@@ -1,4 +1,4 @@
-"""The published figures: README, records, weights and the lr search agree with each other and with what is run."""
+"""The published figures: page, records, weights and lr search agree with what is run."""
 
 import importlib.util
 import json
@@ -8,44 +8,75 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from normcourse import evaluate, plot
-from normcourse.model import build, count_parameters
+from normcourse import Settings, count_parameters, default_settings, evaluate, plot
+from normcourse.engine.record import find_records
 from normcourse.norm import NORMS
-from normcourse.plot import label
-from normcourse.report import END, NETS, RESULTS, START, _typical, gap, groups, mean_std, read_records, table
-from normcourse.train import LEARNING_RATES, command, default_settings
+from normcourse.results import (
+    NETS,
+    RESULTS,
+    command,
+    gap,
+    groups,
+    label,
+    mean_std,
+    published_records,
+    table,
+)
+from normcourse.train import LEARNING_RATES, build
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = read_records(RESULTS)
+PUBLISHED = published_records()
+
+
+def script(name):
+    """The module experiments/NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_net(net):
+    """The published records of a family of networks."""
+    return [record for record in PUBLISHED.values() if record["settings"]["net"] == net]
+
+
+def test_published_records_are_whole_and_in_the_order_of_the_table():
+    assert list(PUBLISHED.items()) == list(find_records(RESULTS).items())
 
 
 def test_readme_shows_the_published_records():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split(START)[1].split(END)[0]
+    publish = script("publish")
+    section = text.split(publish.START)[1].split(publish.END)[0]
     for net in ("normnet", "reference"):
-        assert table([r for r in PUBLISHED.values() if r["settings"]["net"] == net]) in section
+        assert table(of_net(net)) in section
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
 def test_records_keep_the_rules(path):
     record = PUBLISHED[path]
     settings = record["settings"]
-    assert record["data"] == "CIFAR-10" and record["images"] == [50_000, 10_000] and not settings["validate"]
+    assert (
+        record["data"] == "CIFAR-10"
+        and record["images"] == [50_000, 10_000]
+        and not settings["validate"]
+    )
     assert len(record["history"]) == settings["epochs"] <= 20
     assert record["command"] == command(settings)
     right = sum(row[k] for k, row in enumerate(record["confusion"]))
-    assert record["history"][-1]["test_accuracy"] == pytest.approx(right / 100)  # the final epoch's, of 10,000 images
-    net = build(settings["net"], settings["norm"], num_groups=settings["num_groups"], multiplier=settings["multiplier"])
+    assert record["history"][-1]["test_accuracy"] == pytest.approx(
+        right / 100
+    )  # the final epoch's, of 10,000 images
+    net = build(Settings(**settings), len(record["classes"]))
     assert count_parameters(net) == record["parameters"]
 
 
 def test_all_three_norms_are_published_above_70_percent_with_fewer_than_50000_parameters():
-    ours = [r for r in PUBLISHED.values() if r["settings"]["net"] == "normnet"]
+    ours = of_net("normnet")
     assert {"bn", "ln", "gn"} <= {r["settings"]["norm"] for r in ours}
     assert all(r["parameters"] < 50_000 and r["history"][-1]["test_accuracy"] > 70 for r in ours)
-    reference = {
-        (r["settings"]["norm"], r["parameters"]) for r in PUBLISHED.values() if r["settings"]["net"] == "reference"
-    }
+    reference = {(r["settings"]["norm"], r["parameters"]) for r in of_net("reference")}
     assert reference >= {("bn", 5_882), ("ln", 73_770), ("ln", 18_842)}
 
 
@@ -61,8 +92,7 @@ def test_weights_reproduce_the_recorded_accuracy(path, cifar10):
         pytest.skip("only one seed of each network has its weights published")
     if cifar10.copy != record["copy"]:
         pytest.skip(f"recorded on another copy of CIFAR-10: {record['copy']}")
-    settings = record["settings"]
-    net = build(settings["net"], settings["norm"], num_groups=settings["num_groups"], multiplier=settings["multiplier"])
+    net = build(Settings(**record["settings"]), len(record["classes"]))
     net.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
     _, predicted = evaluate(net, cifar10.test_images, cifar10.test_labels, cifar10)
     accuracy = 100 * (predicted == cifar10.test_labels).float().mean().item()
@@ -78,41 +108,37 @@ def test_default_learning_rates_are_the_best_of_the_recorded_search():
         found[record["settings"]["lr"]] = record["history"][-1]["val_accuracy"]
     assert set(searched) == set(LEARNING_RATES)
     for norm, accuracy in searched.items():
-        best = experiment("lr_search").choose(accuracy)
+        best = script("lr_search").choose(accuracy)
         assert LEARNING_RATES[norm] == best and min(accuracy) < best < max(accuracy), norm
 
 
-def experiment(name):
-    """The module experiments/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_best_rate_is_taken_unless_the_middle_one_is_as_good():
-    choose = experiment("lr_search").choose
+    choose = script("lr_search").choose
     assert choose({0.015: 78.4, 0.03: 78.3, 0.06: 70}) == 0.03
     assert choose({0.015: 78.9, 0.03: 78.3, 0.06: 70}) == 0.015 and choose({0.015: 70}) == 0.015
 
 
 def test_the_page_of_experiments_shows_their_record():
-    page, levers = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8"), experiment("levers")
-    tables = levers.table(), levers.later_table("later"), levers.later_table("mirrored"), experiment("precision").table()
-    assert all(each in page for each in tables)
+    page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    levers = script("levers")
+    tables = [levers.table(), levers.later_table("later"), levers.later_table("mirrored")]
+    assert all(each in page for each in [*tables, script("precision").table()])
 
 
 def test_every_norm_has_a_name_for_the_reader():
     names = {norm: label(vars(default_settings(norm=norm))) for norm in NORMS}
-    assert names["gn"] == "Group Norm, 8 groups" and names["none"] == "no norm" and len(set(names.values())) == 5
+    assert (
+        names["gn"] == "Group Norm, 8 groups"
+        and names["none"] == "no norm"
+        and len(set(names.values())) == 5
+    )
     assert label(vars(default_settings("reference", "bn", l1=0.0))) == "Batch Norm (l1 0.0)"
 
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("draw", [plot.curves, plot.per_class])
 def test_the_legend_of_a_published_picture_is_not_cut(draw, net):
-    shown = _typical([record for record in PUBLISHED.values() if record["settings"]["net"] == net])
-    figure = draw(shown)
+    figure = draw([same[0] for same in groups(of_net(net))])
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1 and 0 <= legend.y0

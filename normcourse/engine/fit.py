@@ -1,0 +1,258 @@
+"""A whole run: started or resumed, epoch by epoch, with the record at the end.
+
+A checkpoint is kept after each epoch. A finished run is NAME.json, its record, and NAME.pt, its
+weights; an unfinished one is NAME.ckpt, which the next call with the same settings, data and folder
+goes on from.
+"""
+
+import ctypes
+import math
+import time
+import timeit
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from normcourse import train
+from normcourse.data import Data, batches, split_validation
+from normcourse.engine import parallel
+from normcourse.engine.fast_norm import use_fast_group_norm
+from normcourse.engine.record import make_record, origin, read_record, write_file, write_record
+from normcourse.errors import CourseError, DivergedError
+from normcourse.results import Record, run_name
+from normcourse.train import Settings
+
+
+@dataclass
+class Run:
+    """A training that has begun."""
+
+    settings: Settings
+    model: nn.Module
+    forward: nn.Module  # the model as it is trained: in its precision, shared by the processes
+    optimizers: list[Optimizer]
+    generator: torch.Generator  # of the order and the augmentation of the images
+    origin: dict[str, Any]  # what the figures depend on beside settings and data
+    earlier: list[dict[str, Any]] = field(default_factory=list)  # other origins of its first epochs
+    history: list[dict[str, float]] = field(default_factory=list)  # the figures of each epoch
+
+
+def fit(
+    settings: Settings,
+    data: Data,
+    folder: str | Path | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Record:
+    """Train the network that ``settings`` name, evaluate it after each epoch; the record.
+
+    With a folder, the record (.json) and the weights (.pt) are kept there, and a checkpoint (.ckpt)
+    after each epoch: a run that was stopped goes on from it and ends with the numbers it would have
+    had; a finished one is only read. The processes of a torch.distributed group, if there is one,
+    share the work. Raises CourseError for settings or a device that cannot be used, DivergedError
+    where the loss is no longer finite.
+    """
+    settings = replace(settings, processes=parallel.place()[1])
+    path = Path(folder) / run_name(settings, data) if folder is not None else None
+    if path and parallel.from_first(path.with_suffix(".json").exists):
+        return parallel.from_first(lambda: read_record(path.with_suffix(".json")))
+    place = pick_device(device)
+    run = start(settings, data, place)
+    if settings.validate:
+        data = split_validation(data)
+    data = data.to(place)
+    if path:
+        resume(run, path)
+        save_checkpoint(run, path)  # a folder that cannot be written is found out now
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        while len(run.history) < settings.epochs:
+            run.history.append(train_and_evaluate(run, data, progress))
+            if path:
+                save_checkpoint(run, path)
+        return parallel.from_first(lambda: finish(run, data, path))
+
+
+def start(settings: Settings, data: Data, device: torch.device) -> Run:
+    """A fresh run: weights drawn from the seed, the optimizers, the fastest way of this machine."""
+    parallel.check_sync_bn(settings.sync_bn, device)
+    keep_freed_memory()
+    torch.manual_seed(settings.seed)
+    model = train.build(settings, len(data.classes))
+    bf16 = uses_bf16(settings, device)
+    if bf16 and device.type == "cpu":
+        use_fast_group_norm(model)
+    if settings.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    # Convolutions and pooling are faster in channels_last, on a CPU and a GPU.
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    forward = parallel.wrap(in_bf16(model, device) if bf16 else model)
+    optimizers = train.make_optimizers(model, settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    where = origin(device, "bf16 autocast" if bf16 else "fp32")
+    return Run(settings, model, forward, optimizers, generator, where)
+
+
+def in_bf16(model: nn.Module, device: torch.device) -> nn.Module:
+    """The same model, computed in bf16 where torch.autocast does that.
+
+    The model itself stays in fp32, for evaluation.
+    """
+    wrapper = nn.Sequential(model)
+    autocast = torch.autocast(device.type, torch.bfloat16)
+    wrapper.forward = autocast(wrapper.forward)  # type: ignore[method-assign]
+    return wrapper
+
+
+def train_and_evaluate(run: Run, data: Data, progress: bool) -> dict[str, float]:
+    """One more epoch: its figures. Raises DivergedError if the loss is not finite."""
+    started = time.perf_counter()
+    figures = run_epoch(run, data, progress)
+    seconds = time.perf_counter() - started
+    loss, accuracy = parallel.from_first(lambda: evaluate(run.model, data))
+    if not math.isfinite(loss + figures["train_loss"]):
+        message = f"the loss is no longer finite in epoch {len(run.history) + 1}"
+        raise DivergedError(f"{message}: lr, weight_decay or l1 is too large; try a tenth")
+    name = "val" if run.settings.validate else "test"
+    return figures | {f"{name}_loss": loss, f"{name}_accuracy": accuracy, "seconds": seconds}
+
+
+def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
+    """Loss and accuracy (%) on the test images."""
+    loss, predicted = train.evaluate(model, data.test_images, data.test_labels, data)
+    return loss, train.percent_correct(predicted, data.test_labels)
+
+
+def run_epoch(run: Run, data: Data, progress: bool = False) -> dict[str, float]:
+    """One pass over the training images in random order.
+
+    Returns the mean loss and accuracy as they were on the way.
+    """
+    settings, epoch, (rank, processes) = run.settings, len(run.history), parallel.place()
+    images, labels, size = data.train_images, data.train_labels, settings.batch_size
+    # For dropout: not the same in two processes, and after a restart what it would have been.
+    torch.manual_seed(settings.seed + 1_000_003 * (epoch * processes + rank + 1))
+    stream = batches(
+        images, labels, data, size, run.generator, settings.shift, settings.flip, rank, processes
+    )
+    steps = math.ceil(len(images) / size)
+    title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
+    off = None if progress and rank == 0 else True  # None: shown in a terminal, not in a file
+    bar = tqdm(stream, title, steps, unit="batch", leave=False, disable=off)
+    sums = train.train_epoch(run.forward, run.optimizers, bar, settings, epoch, len(images))
+    parallel.total(*sums)
+    loss, accuracy = sums[0].item() / len(images), 100 * sums[1].item() / len(images)
+    lr = run.optimizers[0].param_groups[0]["lr"]
+    return {"train_loss": loss, "train_accuracy": accuracy, "lr": lr}
+
+
+def finish(run: Run, data: Data, path: Path | None) -> Record:
+    """Make the record; write it and the weights, then let the checkpoint go."""
+    record = make_record(run.model, run.settings, data, run.history)
+    record |= run.origin | {"resumed_from": run.earlier}
+    if path:
+        weights = run.model.state_dict()
+        write_file(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
+        write_record(path.with_suffix(".json"), record)
+        path.with_suffix(".ckpt").unlink(missing_ok=True)
+    return record
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def save_checkpoint(run: Run, path: Path) -> None:
+    """Write all that an uninterrupted run would have had in memory at this moment."""
+    state = {
+        "model": run.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "history": run.history,
+        "origins": [*run.earlier, run.origin],
+        "generator": run.generator.get_state(),
+    }
+    file = path.with_suffix(".ckpt")
+    parallel.from_first(lambda: write_file(file, lambda opened: torch.save(state, opened)))
+
+
+def resume(run: Run, path: Path) -> None:
+    """Go on from the checkpoint if there is one; raises CourseError if it cannot be read."""
+    file = path.with_suffix(".ckpt")
+    if not parallel.from_first(file.exists):
+        return
+    try:
+        state = parallel.from_first(lambda: torch.load(file, map_location="cpu", weights_only=True))
+        run.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        run.history = state["history"]
+        run.earlier = [origin for origin in state["origins"] if origin != run.origin]
+        run.generator.set_state(state["generator"])
+    except FileNotFoundError:
+        return  # another process has just finished the same run
+    except Exception as error:
+        reason = " ".join(str(error).partition(". ")[0].split())  # not torch's advice to load code
+        message = f"cannot go on from {file} ({type(error).__name__}: {reason}); delete it"
+        raise CourseError(f"{message} to start this run again") from error
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """CUDA if it is there, else the CPU.
+
+    MPS only when asked for: its norm gradients have been wrong.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    usable = ["auto", "cpu", *["cuda"] * cuda, *["mps"] * mps]
+    if name not in usable:
+        raise CourseError(f"there is no device {name!r} here; allowed: {', '.join(usable)}")
+    if name == "auto":
+        name = "cuda" if cuda else "cpu"
+    return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what one step frees for the next one.
+
+    To have it back costs a page fault for every 4 KiB.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD (mallopt(3)), in bytes
+            ctypes.CDLL(None).mallopt(option, 1 << 30)
+
+
+def uses_bf16(settings: Settings, device: torch.device) -> bool:
+    """Whether a run is trained in bf16; for the smallest network it does not pay on a CPU."""
+    if device.type == "cpu" and (settings.net, settings.norm) == ("reference", "bn"):
+        return False
+    return parallel.from_first(lambda: has_fast_bf16(device))
+
+
+@cache
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 pays here: a matrix product is timed.
+
+    Some CPUs have its instructions without their speed.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # no public name yet
+    if device.type != "cpu" or not supported():
+        return False
+    return product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+
+
+def product_seconds(dtype: torch.dtype) -> float:
+    """The time of a matrix product, the shortest of many.
+
+    The first ones, and those that other work disturbs, take longer.
+    """
+    matrix = torch.ones(512, 512, dtype=dtype)
+    return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=30))

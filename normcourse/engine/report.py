@@ -1,0 +1,89 @@
+"""The report: records turned into the results table and the pictures, beside the runs."""
+
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+from normcourse import plot
+from normcourse.data import Data, load_data, split_validation
+from normcourse.engine.record import RECORDS, find_records, write_file
+from normcourse.engine.sources import find_cifar10
+from normcourse.errors import CourseError
+from normcourse.results import NETS, Record, groups, label, provenance, table
+
+
+def report(runs: str | Path, source: str | None = None) -> str:
+    """Report every folder of runs below ``runs``.
+
+    Pictures of mistakes need the images at hand; nothing is downloaded for them. Raises CourseError
+    if a record is cut short or there are none.
+    """
+    folders = sorted({path.parent for path in Path(runs).rglob(RECORDS)})
+    if not folders:
+        raise CourseError(f"no records in {runs}; first: python -m normcourse train --runs {runs}")
+    texts = []
+    for folder in folders:
+        first = next(iter(find_records(folder).values()))
+        text = write_report(folder, find_images(first["data"], source))
+        texts.append(f"## {first['data']}\n\n{text}\nPictures: {folder}")
+    return "\n\n".join(texts)
+
+
+def publish(runs: str | Path) -> str:
+    """Publish the runs in the checkout that this package lies in, by its experiments/publish.py."""
+    script = Path(__file__).parents[2] / "experiments" / "publish.py"
+    if not script.exists():
+        raise CourseError(f"{script} is not there; publish from a checkout of the course")
+    message: str = runpy.run_path(str(script))["publish"](runs)
+    return message
+
+
+def find_images(name: str, source: str | Path | None = None) -> Data | None:
+    """The images of a data set, if they can be had without a download."""
+    source = source or os.environ.get("NORMCOURSE_DATA") or "auto"
+    if source in ("auto", "cifar10"):
+        source = "digits" if name == "digits" else find_cifar10()
+    return load_data(source) if source else None
+
+
+def write_report(folder: Path, data: Data | None = None) -> str:
+    """Write the table (report.md) and the pictures of the runs of a folder; returns the text."""
+    records = find_records(folder)
+    for net in NETS:
+        runs = {path: r for path, r in records.items() if r["settings"]["net"] == net}
+        if runs:
+            draw_pictures(runs, folder, f"{net}.png", data)
+    everything = list(records.values())
+    text = f"{table(everything)}\n\n{provenance(everything)}\n"
+    write_file(folder / "report.md", lambda file: file.write(text.encode()))
+    return text
+
+
+def draw_pictures(runs: dict[Path, Record], folder: Path, name: str, data: Data | None) -> None:
+    """Draw one network's runs: curves and accuracy by class, a line for each kind of run.
+
+    Of each run its confusion and, where its images are at hand, its mistakes.
+    """
+    first_seeds = [same[0] for same in groups(list(runs.values()))]
+    title = f"{first_seeds[0]['data']}, {NETS[first_seeds[0]['settings']['net']]}"
+    bars = plot.per_class(first_seeds, f"{title}: accuracy by class")
+    save(plot.curves(first_seeds, title), folder / f"curves-{name}")
+    save(bars, folder / f"per-class-{name}")
+    for path, record in runs.items():
+        settings = record["settings"]
+        title = f"{NETS[settings['net']]}, {label(settings)} on {record['data']}"
+        save(plot.confusion(record, title), folder / f"{path.stem}-confusion.png")
+        if data and (data.name, data.copy) == (record["data"], record["copy"]):
+            held_out = split_validation(data) if settings["validate"] else data
+            figure = plot.misclassified(record["mistakes"], held_out, title)
+            save(figure, folder / f"{path.stem}-mistakes.png")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    from matplotlib import pyplot
+
+    look = {"format": "png", "dpi": 150, "metadata": {"Software": None}}
+    write_file(path, lambda file: figure.savefig(file, **look))
+    pyplot.close(figure)

@@ -1,0 +1,312 @@
+"""Results: records of trainings, their table, gaps between them, recorded experiments."""
+
+import hashlib
+import json
+import statistics
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+from torch import Tensor, nn
+
+from normcourse.data import Data
+from normcourse.errors import CourseError
+from normcourse.model import MAX_PARAMETERS
+from normcourse.norm import NORMS
+from normcourse.train import MAX_EPOCHS, Settings, build, default_settings
+
+RESULTS = Path(__file__).with_name("results")  # the published records and weights
+EXPERIMENTS = RESULTS / "miniatures"
+NETS = {"normnet": "NormNet", "reference": "Reference"}
+Record = dict[str, Any]
+
+
+# --- a trained network ----------------------------------------------------------------------------
+
+
+def published_records() -> dict[Path, Record]:
+    """The published records by their paths, in the table's order."""
+    found = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["settings"] = asdict(Settings(**record["settings"]))  # old ones have fewer
+        found.append((path, record))
+    return dict(sorted(found, key=lambda item: table_order(item[1])))
+
+
+def published(settings: Settings) -> tuple[Path, Record] | tuple[None, None]:
+    """The published weights and record of a run with these settings.
+
+    On whatever copy of CIFAR-10 it was trained; (None, None) if there is none.
+    """
+    for path, record in published_records().items():
+        weights = path.with_suffix(".pt")
+        if record["settings"] == asdict(settings) and weights.exists():
+            return weights, record
+    return None, None
+
+
+def trained(
+    settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs"
+) -> tuple[nn.Module, Record]:
+    """The network that ``settings`` name, trained, and the record of a training.
+
+    Prints where both come from. They are the published ones. With ``retrain``, or where none are
+    published, it is trained now, into ``runs``: a run that was stopped goes on there, a finished
+    one is read. On other images than CIFAR-10 the record is the published one, and the network
+    learns a sample of the images for some seconds.
+    """
+    from normcourse.engine.fit import fit  # a whole run: one door further in
+
+    weights, record = (None, None) if retrain else published(settings)
+    if weights is None or record is None:
+        folder = data_folder(runs, data.name)
+        record = fit(settings, data, folder)
+        weights = folder / f"{run_name(settings, data)}.pt"
+    elif data.name != "CIFAR-10":
+        message = "curves and tables are the published run's, pictures a network's trained just now"
+        print(f"{data.name}, not CIFAR-10: {message}")
+        return trained_briefly(settings, data), record
+    made_on = f"{record['data']} ({record['copy']})"
+    here = f"{data.name} ({data.copy})"
+    print(f"trained for {settings.epochs} epochs on {made_on}; here is {here}")
+    return load_weights(settings, data, weights), record
+
+
+def trained_briefly(settings: Settings, data: Data) -> nn.Module:
+    """The network after three epochs on 1,500 of the images."""
+    from normcourse.engine.fit import fit
+
+    count = len(data.train_labels)
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:1500]
+    images, labels = data.train_images[chosen], data.train_labels[chosen]
+    few = data._replace(train_images=images, train_labels=labels)
+    short = replace(settings, epochs=3, batch_size=64, lr=settings.lr * 0.7, flip=False)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(short, few, folder)
+        return load_weights(settings, data, Path(folder) / f"{run_name(short, few)}.pt")
+
+
+def load_weights(settings: Settings, data: Data, weights: Path) -> nn.Module:
+    """The network with a file's weights, in eval mode. Raises CourseError if they are missing."""
+    if not weights.exists():
+        message = f"{weights}, the weights, is missing"
+        raise CourseError(f"{message}; delete {weights.stem}.json to train this run again")
+    model = build(settings, len(data.classes))
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+def run_name(settings: Settings, data: Data) -> str:
+    """The name of a run's files: readable, and different whenever a setting or the data differ."""
+    usual = (("processes", 1), ("sync_bn", False))  # left out: younger than the names of old runs
+    chosen = {name: value for name, value in asdict(settings).items() if (name, value) not in usual}
+    named = data.name if data.name == "CIFAR-10" else [data.name, data.classes]
+    text = json.dumps([chosen, named, data.copy], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    size = f"-m{settings.multiplier}" if settings.multiplier else ""
+    return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
+
+
+def data_folder(runs: str | Path, name: str) -> Path:
+    """The folder of a data set's runs: records of different data never mix."""
+    return Path(runs) / quote(name.lower(), safe="")
+
+
+def mistakes(logits: Tensor, labels: Tensor, count: int = 10) -> list[tuple[int, int, float]]:
+    """Some wrongly classified images: index, predicted class, confidence (0 to 1).
+
+    Drawn at random with a fixed seed. At random, because the first ones may all be of one class,
+    and the most confident ones would not be typical.
+    """
+    confidence, predicted = logits.softmax(1).max(1)  # (N,), (N,)
+    wrong = (predicted != labels).nonzero().flatten()
+    order = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(0))
+    found = []
+    for i in wrong[order[:count]].tolist():
+        found.append((i, int(predicted[i]), round(float(confidence[i]), 4)))
+    return found
+
+
+# --- names, tables, gaps --------------------------------------------------------------------------
+
+
+def changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the recipe of the network and norm."""
+    recipe = asdict(default_settings(settings["net"], settings["norm"]))
+    return {name: value for name, value in settings.items() if value != recipe[name]}
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command that makes a run again, also after a recipe has changed.
+
+    It names what differs from the recipe or from Settings().
+    """
+    usual, changed = asdict(Settings()), changed_settings(settings)
+    start = "python"
+    if settings["processes"] > 1:
+        start = f"torchrun --nproc-per-node {settings['processes']}"
+    words = [f"{start} -m normcourse train --net {settings['net']} --norm {settings['norm']}"]
+    for name, value in settings.items():
+        option, needed = name.replace("_", "-"), name in changed or value != usual[name]
+        if isinstance(value, bool) and needed:
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif needed and name not in ("net", "norm", "processes"):
+            words.append(f"--{option} {value}")
+    if settings["epochs"] > MAX_EPOCHS:
+        words.append("--more-epochs")
+    return " ".join(words)
+
+
+def label(settings: dict[str, Any]) -> str:
+    """The name of a run's norm as a reader should see it.
+
+    With what differs from its recipe in brackets.
+    """
+    net, norm, multiplier = settings["net"], settings["norm"], settings["multiplier"]
+    name = NORMS[norm]
+    if net == "normnet" and norm == "gn":
+        name += f", {settings['num_groups']} groups"
+    if net == "reference" and norm == "ln":
+        name += f", m = {multiplier}"
+    if net == "reference" and norm == "gn" and multiplier == 1:
+        name += ", 4 groups"
+    elif net == "reference" and norm == "gn":
+        name = "“Group Norm” of C groups = Instance Norm"
+    elsewhere = {"net", "seed", "epochs", "lr", "validate", "num_groups", "multiplier"}
+    ours = asdict(default_settings(norm=norm))
+    if net == "reference" and all(settings[k] == ours[k] for k in set(ours) - elsewhere):
+        return f"{name} (the course's recipe)"
+    differs = changed_settings(settings)
+    changed = [f"{key} {value}" for key, value in differs.items() if key not in elsewhere]
+    return f"{name} ({', '.join(changed)})" if changed else name
+
+
+def table_order(record: Record) -> tuple[Any, ...]:
+    """What records are sorted by: data, network, norm, size, seed."""
+    settings = record["settings"]
+    norm = list(NORMS).index(settings["norm"])
+    network = (settings["net"], norm, record["parameters"])
+    return (record["data"], record["copy"], *network, settings["seed"], record["command"])
+
+
+def groups(records: list[Record]) -> list[list[Record]]:
+    """Runs that differ in nothing but the seed, together."""
+    grouped: dict[str, list[Record]] = {}
+    for record in records:
+        settings = record["settings"] | {"seed": None}
+        key = json.dumps([record["data"], record["copy"], settings], sort_keys=True)
+        grouped.setdefault(key, []).append(record)
+    return list(grouped.values())
+
+
+HEADER = """\
+| network | norm | parameters | epochs | lr | seeds | train accuracy (%) | test accuracy (%) | \
+flip-averaged (%) | seconds |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"""
+
+
+def table(records: list[Record]) -> str:
+    """The results as a Markdown table, a row for each network.
+
+    Mean and standard deviation over its seeds.
+    """
+    lines = [HEADER]
+    for runs in groups(records):
+        lines.append(f"| {' | '.join(row(runs))} |")
+    return "\n".join(lines)
+
+
+def row(runs: list[Record]) -> list[str]:
+    """The cells of a row of the table, for runs that differ in their seed alone."""
+    settings, parameters = runs[0]["settings"], runs[0]["parameters"]
+    over = " (over the limit)" if parameters >= MAX_PARAMETERS else ""
+    held_out, note = ("val", " (validation)") if settings["validate"] else ("test", "")
+    last = [run["history"][-1] for run in runs]
+    return [
+        NETS[settings["net"]],
+        label(settings),
+        f"{parameters:,}{over}",
+        str(settings["epochs"]),
+        f"{settings['lr']:g}",
+        str(len(runs)),
+        mean_std([epoch["train_accuracy"] for epoch in last]),
+        mean_std([epoch[f"{held_out}_accuracy"] for epoch in last]) + note,
+        mean_std([run["flip_accuracy"] for run in runs]),
+        f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
+    ]
+
+
+def provenance(records: list[Record]) -> str:
+    """Where the figures come from: data copy, hardware, threads, precision, versions."""
+    lines: dict[str, set[str]] = {"Data": set(), "Hardware": set(), "Versions": set()}
+    for r in records:
+        train, test = r["images"]
+        versions = ", ".join(f"{name} {version}" for name, version in r["versions"].items())
+        lines["Data"].add(f"{r['data']} ({r['copy']}; {train:,} training, {test:,} test images)")
+        lines["Hardware"].add(f"{r['device']}, {r['threads']} thread(s), {r['precision']}")
+        lines["Versions"].add(f"{versions} on {r['system']}")
+    return "\n".join(f"- {name}: {'; '.join(sorted(found))}" for name, found in lines.items())
+
+
+def mean_std(values: list[float]) -> str:
+    """Mean ± standard deviation over seeds; one seed has no deviation."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def gap(a: list[float], b: list[float]) -> str:
+    """By how many points the runs a are above the runs b, and whether that is clear.
+
+    *Clear* is more than both standard deviations together. A rule of thumb, not a test. One seed
+    has no deviation, so nothing is clear then.
+    """
+    points = statistics.mean(a) - statistics.mean(b)
+    if min(len(a), len(b)) < 2:
+        return f"{points:+.1f} points, one seed: not known to be clear"
+    clear = abs(points) > statistics.stdev(a) + statistics.stdev(b)
+    return f"{points:+.1f} points, {'clear' if clear else 'not clear'}"
+
+
+# --- recorded experiments -------------------------------------------------------------------------
+
+
+def experiment(name: str, folder: Path = EXPERIMENTS) -> Record:
+    """The record of a small experiment, whose ``points`` are one trained network each.
+
+    A point has all of its settings. Raises CourseError if there is none of that name, or it cannot
+    be read.
+    """
+    path = folder / f"{name}.json"
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        points = [record["settings"] | point for point in record["points"]]
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
+        raise CourseError(f"no experiment {name!r} in {folder}; there are: {there}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path} is not a whole record ({type(error).__name__}: {error})"
+        raise CourseError(f"{message}; make it again") from error
+    return record | {"points": points}
+
+
+def points(record: Record, **settings: Any) -> list[Record]:
+    """The points with these settings, e.g. norm="bn", lr=0.01."""
+    return [p for p in record["points"] if settings.items() <= p.items()]
+
+
+def accuracies(record: Record, evaluated: str = "val_accuracy", **settings: Any) -> list[float]:
+    """Accuracy in % after the last epoch, of every seed of the points with these settings."""
+    reached = []
+    for point in points(record, **settings):
+        accuracy = point[evaluated]
+        reached.append(accuracy[-1] if isinstance(accuracy, list) else accuracy)
+    return reached
+
+
+def values(record: Record, setting: str, **settings: Any) -> list[Any]:
+    """The values that a setting takes in the points with these settings, in rising order."""
+    return sorted({point[setting] for point in points(record, **settings)})

@@ -1,0 +1,88 @@
+"""The first cell of a notebook finds the course or installs it, and carries the address."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[0-3]_[!s]*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def publish():
+    """The module experiments/publish.py."""
+    path = ROOT / "experiments" / "publish.py"
+    spec = importlib.util.spec_from_file_location("publish", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_first_cell(publish, monkeypatch):
+    """A function that runs the first cell in a folder, and returns the arguments of every pip call.
+
+    Nothing is installed: the course is there from the start, or once pip was called twice.
+    """
+
+    def run(folder, installed=False, colab=False):
+        calls = []
+
+        def find_spec(name):
+            return True if installed or len(calls) == 2 else None
+
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(subprocess, "run", lambda command: calls.append(command[4:]))
+        monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+        if colab:
+            monkeypatch.setitem(sys.modules, "google.colab", sys)
+        exec(compile(publish.FIRST_CELL, "first cell", "exec"), {})
+        return calls
+
+    return run
+
+
+def test_first_cell_finds_the_checkout(run_first_cell, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "normcourse").mkdir()
+    (tmp_path / "normcourse" / "__init__.py").touch()
+    assert run_first_cell(tmp_path / "notebooks") == []
+    assert sys.path[0] == str(tmp_path.resolve())
+
+
+def test_first_cell_installs_in_colab_without_touching_torch(
+    publish, run_first_cell, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("NORMCOURSE_REPOSITORY", raising=False)
+    course, rest = run_first_cell(tmp_path, colab=True)
+    assert course == ["--quiet", "--no-deps", f"git+{publish.REPOSITORY}"]
+    assert not {"torch", "torchvision"} & set(rest)
+    assert run_first_cell(tmp_path, installed=True, colab=True) == []
+
+
+def test_first_cell_takes_another_address(run_first_cell, monkeypatch, tmp_path):
+    monkeypatch.setenv("NORMCOURSE_REPOSITORY", "git+file:///somewhere")
+    assert run_first_cell(tmp_path)[0][-1] == "git+file:///somewhere"
+
+
+def test_first_cell_says_what_to_do_elsewhere(publish, run_first_cell, monkeypatch, tmp_path):
+    monkeypatch.delenv("NORMCOURSE_REPOSITORY", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=f"pip install git\\+{publish.REPOSITORY}"):
+        run_first_cell(tmp_path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_carry_the_address(publish, path, tmp_path):
+    text = path.read_text(encoding="utf-8")
+    title, first = json.loads(text)["cells"][:2]
+    assert "".join(first["source"]) == publish.FIRST_CELL.strip()
+    assert publish.badge(path.name) in "".join(title["source"])
+    copied = tmp_path / path.name
+    copied.write_text(text.replace("OWNER", "SOMEONE"), encoding="utf-8")
+    publish.address_notebook(copied)  # writes the address that the course has
+    assert copied.read_text(encoding="utf-8") == text
