@@ -1,308 +1,196 @@
-"""The parts that are measured by repetition: what is compared is called in turn, round after round.
+"""The parts of run.py, the time to accuracy apart: each returns what was measured.
 
-The plain loop has a process of its own, as a learner's would be: ours has the process keep the memory that a step frees.
+`step` and `evaluate` call what they compare in turn, round after round. `memory`, `grow` and
+`processes` start probe.py, a fresh process for each figure. report.py computes the rest.
 """
 
 import json
-import multiprocessing
-import statistics
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import plain
 import torch
-from torch import nn
+from probe import cut
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm, trange
 
-from normcourse import batches, default_settings, evaluate, fit
-from normcourse.data import Data
-from normcourse.model import build
-from normcourse.train import _start, _train_epoch
+from normcourse import Data, batches, default_settings, evaluate
+from normcourse.engine.fit import Run, product_seconds, run_epoch, start
 
+CPU = torch.device("cpu")
+MAIN = ("bn", "ln", "gn")
+PROCESSES = {  # how many, and threads of each
+    "1 process, 1 thread": (1, 1),
+    "1 process, 2 threads": (1, 2),
+    "2 processes, 1 thread each": (2, 1),
+}
 Figures = dict[str, Any]
-Lanes = dict[Any, Callable[[], Any]]
-WORKERS = (0, 2)
+Lanes = dict[tuple[str, str], Callable[[], Any]]  # by norm and kind
+PLAIN: Lanes = {}  # what the plain loop's own process can be asked to call
 
 
-@contextmanager
-def own_process(make: Callable[..., Lanes], *words: Any) -> Iterator[Lanes]:
-    """The lanes that make(*words) returns, made in a fresh process: each is called there when it is called here."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, torch.get_num_threads(), make, *words))
-    process.start()
-    there.close()
-    try:
-        yield {name: partial(_ask, here, name) for name in here.recv()}
-    finally:
-        here.close()  # which ends it
-        process.join()
+# --- in turn -----------------------------------------------------------------
 
 
-def _serve(connection: Connection, threads: int, make: Callable[..., Lanes], *words: Any) -> None:
-    torch.set_num_threads(threads)
-    with suppress(EOFError, KeyboardInterrupt):  # Ctrl-C reaches both processes; the other one says so
-        lanes = make(*words)
-        connection.send(list(lanes))
-        while True:
-            lanes[connection.recv()]()
-            connection.send(None)
-
-
-def _ask(connection: Connection, name: Any) -> None:
-    connection.send(name)
-    connection.recv()
-
-
-def alternate(lanes: Lanes, rounds: int, device: torch.device, title: str) -> dict[Any, list]:
-    """Seconds of each function, called in turn round after round; each round begins one place later than the last."""
-    for lane in lanes.values():  # warm up
-        lane()
-    seconds: dict[Any, list[float]] = {name: [] for name in lanes}
-    names = list(lanes)
-    for shift in trange(rounds, desc=title):
-        for name in names[shift % len(names) :] + names[: shift % len(names)]:
-            synchronise(device)
+def alternate(lanes: Lanes, rounds: int, unit: str, factor: float = 1) -> Figures:
+    """Seconds (times ``factor``) of each lane, called in turn: {norm: {unit: {kind: rounds}}}."""
+    norms: Figures = {norm: {unit: {}} for norm, _ in lanes}
+    for (norm, kind), lane in lanes.items():
+        norms[norm][unit][kind] = []
+        lane()  # warm up
+    order = list(lanes)
+    for _ in trange(rounds):
+        for norm, kind in order:
             started = time.perf_counter()
-            lanes[name]()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+            lanes[norm, kind]()
+            norms[norm][unit][kind].append(factor * (time.perf_counter() - started))
+        order.append(order.pop(0))  # the next round begins with another one
+    return norms
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def plain_process(data: Data, batch_size: int) -> ProcessPoolExecutor:
+    """A process for the plain loop alone: ours has its own keep the memory that a step frees."""
+    return ProcessPoolExecutor(1, get_context("spawn"), prepare_plain, (data, batch_size))
 
 
-def ratio(above: list[float], below: list[float]) -> Figures:
-    """Of the medians, and of each round's pair: what slows the machine for a while slows both of a pair."""
-    pairs = [a / b for a, b in zip(above, below, strict=True)]
-    quartiles = statistics.quantiles(pairs, n=4, method="inclusive")
-    medians = statistics.median(above) / statistics.median(below)
-    return {"paired": statistics.median(pairs), "of_medians": medians, "quartiles": [quartiles[0], quartiles[2]]}
+def prepare_plain(data: Data, batch_size: int) -> None:
+    """Each reads its loader to the end, so that no worker runs on beside others."""
+    # Ctrl-C reaches all processes; the first one says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    test_loader = plain.test_loader(data, batch_size)
+    for workers in (0, 2):
+        loader = plain.train_loader(data, batch_size, workers)
+        for norm in MAIN:
+            model = plain.network(norm, data)
+            train = partial(plain.train_epoch, model, plain.sgd(model), loader)
+            PLAIN[norm, f"plain_{workers}"] = train
+            PLAIN[norm, "plain"] = partial(plain.evaluate, model, test_loader)
 
 
-def some_images(data: Data, count: int, device: torch.device) -> Data:
-    """The data set with ``count`` training images, drawn at random; a smaller set gives each of them several times."""
-    length = len(data.train_labels)
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(0)).repeat(-(-count // length))[:count]
-    return data._replace(train_images=data.train_images[order].to(device), train_labels=data.train_labels[order].to(device))
+def call_plain(norm: str, kind: str) -> None:
+    PLAIN[norm, kind]()
 
 
-# --- step --------------------------------------------------------------------------------------------------------
+def ask(process: ProcessPoolExecutor, norm: str, kind: str) -> None:
+    """Call a lane of the plain loop in its process."""
+    process.submit(call_plain, norm, kind).result()
 
 
-def step(data: Data, norms: list[str], size: Figures, device: torch.device) -> Figures:
+def step(data: Data, size: Figures) -> Figures:
     """Milliseconds a step: the floor, our epoch, and the plain loop with and without workers."""
-    data = some_images(data, size["steps"] * size["batch_size"], torch.device("cpu"))
-    wait = {str(workers): first_batch(plain.train_loader(data, size["batch_size"], workers)) for workers in WORKERS}
-    lanes, paths = {}, {}
-    with own_process(plain_steps, data, norms, size, device) as theirs:
-        for norm in norms:
-            settings = default_settings(norm=norm, batch_size=size["batch_size"])
-            run = _start(settings, data, device)
-            paths[norm] = f"{'bf16' if run['bf16'] else 'fp32'}, {str(run['memory_format']).split('.')[1]}"
-            lanes[norm, "floor"] = partial(floor, run, *resident(run, data, size, device), size["steps"])
-            images, labels = data.train_images.to(device), data.train_labels.to(device)
-            lanes[norm, "ours"] = partial(_train_epoch, run, settings, data, images, labels, False)
-            lanes |= {name: lane for name, lane in theirs.items() if name[0] == norm}
-        seconds = alternate(lanes, size["rounds"], device, "step")
-    ms = {norm: {k: [1000 * s / size["steps"] for s in v] for (n, k), v in seconds.items() if n == norm} for norm in norms}
-    return {"first_batch_s": wait, "path": paths, "norms": {norm: compare(ms[norm]) for norm in norms}}
+    steps, batch_size = size["steps"], size["batch_size"]
+    data = cut(data, steps * batch_size)
+    x, y = next(batches(data.train_images, data.train_labels, data, batch_size))
+    lanes: Lanes = {}
+    path = {}
+    with plain_process(data, batch_size) as process:
+        for norm in MAIN:
+            run = start(default_settings(norm=norm, batch_size=batch_size), data, CPU)
+            path[norm] = run.origin["precision"]
+            lanes[norm, "floor"] = partial(floor, run, x, y, steps)
+            lanes[norm, "ours"] = partial(run_epoch, run, data)
+            for kind in ("plain_0", "plain_2"):
+                lanes[norm, kind] = partial(ask, process, norm, kind)
+        return {"path": path, "norms": alternate(lanes, size["rounds"], "ms", 1000 / steps)}
 
 
-def plain_steps(data: Data, norms: list[str], size: Figures, device: torch.device) -> Lanes:
-    """The plain loop with and without workers; a block reads its loader to the end, so no worker runs on beside others."""
-    loaders = {workers: plain.train_loader(data, size["batch_size"], workers) for workers in WORKERS}
-    lanes = {}
-    for norm in norms:
-        model = plain.network(norm, data, device)
-        for workers, loader in loaders.items():
-            lanes[norm, f"plain_{workers}"] = partial(plain.train_epoch, model, plain.sgd(model), loader, device)
-    return lanes
-
-
-def compare(ms: dict[str, list[float]]) -> Figures:
-    """Medians and ratios of a norm; ``plain`` is the number of workers with the lower median."""
-    medians = {kind: statistics.median(values) for kind, values in ms.items()}
-    best = min((kind for kind in ms if kind.startswith("plain")), key=medians.__getitem__)
-    return {
-        "ms": ms, "medians": medians, "plain": best, "ours_over_floor": ratio(ms["ours"], ms["floor"]),
-        "plain_over_ours": ratio(ms[best], ms["ours"]), "plain_over_floor": ratio(ms[best], ms["floor"]),
-    }  # fmt: skip
-
-
-def first_batch(loader: Iterable[Any]) -> float:
-    """Seconds until the first batch is there: what starting the workers costs, once."""
-    started = time.perf_counter()
-    seconds = 0.0
-    for _ in loader:  # to the end, so that nothing is left running
-        seconds = seconds or time.perf_counter() - started
-    return seconds
-
-
-def resident(run: Figures, data: Data, size: Figures, device: torch.device) -> Any:
-    """A batch that stays in memory, in the memory format of the run."""
-    x, y = next(batches(data.train_images.to(device), data.train_labels.to(device), data, size["batch_size"]))
-    return x.contiguous(memory_format=run["memory_format"]), y
-
-
-def floor(run: Figures, x: torch.Tensor, y: torch.Tensor, steps: int) -> None:
-    """Forward, backward and optimizer, in our precision, and nothing else."""
-    run["model"].train()
+def floor(run: Run, x: Tensor, y: Tensor, steps: int) -> None:
+    """Forward, backward and optimizer on a batch that stays in memory, and nothing else."""
+    run.model.train()
     for _ in range(steps):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=run["bf16"]):
-            logits = run["model"](x)
-        run["optimizer"].zero_grad()
-        F.cross_entropy(logits.float(), y).backward()
-        run["optimizer"].step()
+        loss = F.cross_entropy(run.forward(x).float(), y)
+        run.model.zero_grad()
+        loss.backward()
+        for optimizer in run.optimizers:
+            optimizer.step()
 
 
-# --- evaluate ----------------------------------------------------------------------------------------------------
-
-
-def evaluation(data: Data, norms: list[str], size: Figures, device: torch.device) -> Figures:
+def evaluation(data: Data, size: Figures) -> Figures:
     """Seconds to evaluate the test images: ours, and the plain loop without workers."""
-    count = min(size["test_images"], len(data.test_labels))
-    data = data._replace(test_images=data.test_images[:count], test_labels=data.test_labels[:count])
-    few = data._replace(train_images=data.train_images[:0], train_labels=data.train_labels[:0])  # less to hand over
-    images, labels, lanes = data.test_images.to(device), data.test_labels.to(device), {}
-    with own_process(plain_evaluations, few, norms, size, device) as theirs:
-        for norm in norms:
-            run = _start(default_settings(norm=norm), data, device)
-            lanes[norm, "ours"] = partial(evaluate, run["model"], images, labels, data)
-            lanes[norm, "plain"] = theirs[norm, "plain"]
-        seconds = alternate(lanes, size["test_rounds"], device, "evaluate")
-    return {"images": count, "norms": {norm: pair(seconds, norm) for norm in norms}}
+    images, labels = data.test_images, data.test_labels
+    lanes: Lanes = {}
+    with plain_process(cut(data, size["batch_size"]), size["batch_size"]) as process:
+        for norm in MAIN:
+            model = start(default_settings(norm=norm), data, CPU).model
+            lanes[norm, "ours"] = partial(evaluate, model, images, labels, data)
+            lanes[norm, "plain"] = partial(ask, process, norm, "plain")
+        return {"images": len(labels), "norms": alternate(lanes, size["rounds"], "seconds")}
 
 
-def plain_evaluations(data: Data, norms: list[str], size: Figures, device: torch.device) -> Lanes:
-    loader = plain.test_loader(data, size["batch_size"])
-    return {(norm, "plain"): partial(plain.evaluate, plain.network(norm, data, device), loader, device) for norm in norms}
-
-
-def pair(seconds: dict[Any, list[float]], norm: str) -> Figures:
-    ours, theirs = seconds[norm, "ours"], seconds[norm, "plain"]
-    medians = {"ours": statistics.median(ours), "plain": statistics.median(theirs)}
-    return {"seconds": {"ours": ours, "plain": theirs}, "medians": medians, "plain_over_ours": ratio(theirs, ours)}
-
-
-# --- machine -----------------------------------------------------------------------------------------------------
-
-
-def machine(data: Data, norms: list[str], size: Figures, device: torch.device) -> Figures:
-    """GFLOP/s of a large matrix product, GB/s of a large copy, and what a training step asks of them."""
-    n = size["matrix"]
-    lanes: dict[Any, Callable[[], Any]] = {}
+def machine(size: Figures) -> Figures:
+    """GFLOP/s of a matrix product, as it is timed before a training."""
+    gflops = {}
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b, product = (torch.randn(n, n, device=device).to(kind) for _ in range(3))
-        lanes[name] = partial(torch.mm, a, b, out=product)
-    source = torch.ones(16 * n * n, device=device)  # 268 MB for n = 2048: no cache holds it
-    lanes["copy"] = partial(torch.empty_like(source).copy_, source)
-    seconds = {k: statistics.median(v) for k, v in alternate(lanes, size["products"], device, "machine").items()}
-    gflops = {kind: 2 * n**3 / seconds[kind] / 1e9 for kind in ("fp32", "bf16")}
-    rate = 2 * source.numel() * source.element_size() / seconds["copy"] / 1e9  # read and written
-    needs = {norm: needed(build("normnet", norm, len(data.classes)), size["batch_size"]) for norm in norms}
-    for need in needs.values():
-        need |= {f"least_ms_{kind}": 1000 * need["gflop"] / gflops[kind] for kind in gflops}
-        need["copy_ms"] = 1000 * need["traffic_gb"] / rate
-    return {"matrix": n, "gflops": gflops, "copy_gb_s": rate, "batch_size": size["batch_size"], "norms": needs}
+        gflops[name] = 2 * 512**3 / product_seconds(kind) / 1e9
+    return {"gflops": gflops}
 
 
-def needed(model: nn.Module, batch_size: int) -> Figures:
-    """What the convolutions of a training step have to do: 10^9 operations, and GB read and written in bf16.
-
-    A convolution computes three things of equal cost: its output, and the gradients of its input and its weights. Each
-    reads and writes tensors of the sizes of input and output. The first one's input, the image, needs no gradient.
-    """
-    flop: list[int] = []
-    values: list[int] = []
-
-    def count(layer: Any, x: Any, y: torch.Tensor) -> None:
-        times = 3 if flop else 2
-        flop.append(times * 2 * y.numel() * layer.weight[0].numel())
-        values.append(times * (x[0].numel() + y.numel()))
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        model(torch.zeros(2, 3, 32, 32))
-    for hook in hooks:
-        hook.remove()
-    return {"gflop": sum(flop) / 1e9 * batch_size / 2, "traffic_gb": 2 * sum(values) / 1e9 * batch_size / 2}
+# --- each in a process of its own --------------------------------------------
 
 
-# --- memory and growth: each in a process of its own -------------------------------------------------------------
+def probe(kind: str, processes: int = 1, threads: int | None = None, **options: Any) -> Figures:
+    """Run probe.py, under torchrun if in several processes, and read the line that it prints."""
+    words = [str(Path(__file__).with_name("probe.py")), kind, json.dumps(options)]
+    if processes > 1:
+        torchrun = "-m torch.distributed.run --standalone --nproc-per-node"
+        words = [*torchrun.split(), str(processes), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads or torch.get_num_threads())}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def probe(kind: str, threads: int, **options: Any) -> Figures:
-    """Run probe.py and read the line that it prints."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    command = [sys.executable, str(Path(__file__).with_name("probe.py")), kind, f"--threads={threads}", *words]
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{found.stderr}")
-    return json.loads(found.stdout.splitlines()[-1])
+def usual(size: Figures) -> Figures:
+    """The options of a training in a process of its own."""
+    return {"batch_size": size["batch_size"], "steps": size["steps"], "images": size["images"][-1]}
 
 
-def memory(source: str | None, norms: list[str], size: Figures, threads: int) -> Figures:
-    """Peak memory of a short training, ours and plain; seconds of the imports and of loading the cached data set."""
-    starts = [probe("start", threads, data=source) for _ in trange(size["processes"], desc="start")]
-    keys = ("import_torch_s", "import_normcourse_s", "load_s", "import_torch_mb")
-    figures: Figures = {key: [found[key] for found in starts] for key in keys} | {"peak_mb": {}}
-    common = {"data": source, "steps": size["probe_steps"], "batch_size": size["batch_size"]}
-    for norm in tqdm(norms, desc="memory"):
-        peaks = {kind: probe(kind, threads, norm=norm, **common)["peak_mb"] for kind in ("ours", "plain")}
-        figures["peak_mb"][norm] = peaks
+def memory(source: str | None, size: Figures) -> Figures:
+    """Seconds of the imports and of loading the cached data set; peak memory of some steps."""
+    figures: Figures = {"peak_mb": {}}
+    for _ in trange(size["rounds"], desc="start"):
+        for name, value in probe("start", source=source).items():
+            figures.setdefault(name, []).append(value)
+    for norm in tqdm(MAIN, desc="memory"):
+        found = {kind: probe(kind, norm=norm, **usual(size)) for kind in ("ours", "plain")}
+        figures["peak_mb"][norm] = {kind: found[kind]["peak_mb"] for kind in found}
     return figures
 
 
-def grow(norm: str, size: Figures, threads: int) -> Figures:
-    """Our seconds and peak memory against the number of images, the batch size and the threads (random images)."""
-    common = {"images": size["grow_images"][0], "batch_size": size["batch_size"], "steps": size["probe_steps"]}
-    trials = {
-        "images": [(n, common | {"images": n, "steps": 0}) for n in size["grow_images"]],
-        "batch_size": [(n, common | {"batch_size": n}) for n in size["batch_sizes"]],
-        "threads": [(n, common | {"steps": 2 * size["probe_steps"]}) for n in size["threads"]],
-    }
-    work = [(axis, n, options) for axis, each in trials.items() for n, options in each]
-    found: dict[tuple[str, int], list[Figures]] = {(axis, n): [] for axis, n, _ in work}
-    for axis, n, options in tqdm(work * size["grow_rounds"], desc="grow"):
-        used = n if axis == "threads" else threads
-        found[axis, n].append(probe("ours", used, norm=norm, **options))
-    return {"norm": norm} | {axis: [point(n, found[axis, n]) for n, _ in each] for axis, each in trials.items()}
+def grow(size: Figures) -> Figures:
+    """Our seconds and peak memory against the number of images, the batch size and the threads."""
+    trials = [("images", n, {"images": n, "steps": n}) for n in size["images"]]  # all of them
+    trials += [("batch_size", n, {"batch_size": n}) for n in size["batch_sizes"]]
+    trials += [("threads", n, {"threads": n}) for n in size["threads"]]
+    result: Figures = {"norm": "bn", "images": [], "batch_size": [], "threads": []}
+    for axis, value, changed in tqdm(trials, desc="grow"):
+        found = [
+            probe("ours", norm="bn", **usual(size) | changed) for _ in range(size["few_rounds"])
+        ]
+        seconds = [each["seconds"] for each in found]
+        result[axis].append(found[0] | {"value": value, "all_seconds": seconds})
+    return result
 
 
-def point(value: int, found: list[Figures]) -> Figures:
-    seconds = statistics.median(each["seconds"] for each in found)
-    peaks = [each["peak_mb"] for each in found if each["peak_mb"]]
-    return {
-        "value": value, "images": found[0]["images"], "seconds": seconds, "all_seconds": [each["seconds"] for each in found],
-        "peak_mb": statistics.median(peaks) if peaks else None,
-    }  # fmt: skip
-
-
-# --- the whole training, for a GPU -------------------------------------------------------------------------------
-
-
-def whole(data: Data, norms: list[str], size: Figures, device: torch.device) -> Figures:
-    """Seconds of ``fit`` from start to record, of all epochs' training, and of the first epoch with its warm-up."""
-    figures = {}
-    for norm in tqdm(norms, desc="whole"):
-        started = time.perf_counter()
-        record = fit(default_settings(norm=norm, epochs=size["epochs"]), data, device=device.type, progress=False)
-        total, seconds = time.perf_counter() - started, [epoch["seconds"] for epoch in record["history"]]
-        figures[norm] = {
-            "total_s": total, "training_s": sum(seconds), "first_epoch_s": seconds[0],
-            "later_epoch_s": statistics.median(seconds[1:] or seconds),
-            "test_accuracy": record["history"][-1]["test_accuracy"],
-        }  # fmt: skip
-    return {"epochs": size["epochs"], "norms": figures}
+def processes(size: Figures) -> Figures:
+    """Milliseconds a step in one process and in two that share each batch, in turn."""
+    result: Figures = {norm: {"ms": {kind: [] for kind in PROCESSES}} for norm in MAIN}
+    for norm in tqdm(MAIN, desc="processes"):
+        for _ in range(size["few_rounds"]):
+            for kind, (count, threads) in PROCESSES.items():
+                found = probe("ours", count, threads, norm=norm, **usual(size))
+                ms = 1000 * found["seconds"] * size["batch_size"] / found["images"]
+                result[norm]["ms"][kind].append(ms)
+    return result
