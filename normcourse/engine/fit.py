@@ -157,7 +157,7 @@ def finish(run: Run, data: Data, path: Path | None) -> Record:
     record = make_record(run.model, run.settings, data, run.history)
     record |= run.origin | {"resumed_from": run.earlier}
     if path:
-        weights = run.model.state_dict()
+        weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
         write_file(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
         write_record(path.with_suffix(".json"), record)
         path.with_suffix(".ckpt").unlink(missing_ok=True)
