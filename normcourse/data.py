@@ -143,7 +143,7 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalised float batches (N, 3, 32, 32) and labels (N,), on the images' device.
+    """Yield normalized float batches (N, 3, 32, 32) and labels (N,), on the images' device.
 
     They are channels_last in memory. With a generator the order is random, and each image is moved
     and mirrored at random (``augment``). The random numbers of an epoch are drawn at once, on the
@@ -160,10 +160,10 @@ def batches(
     for start in range(0, count, batch_size):
         part = slice(start + rank, min(start + batch_size, count), processes)
         if generator is None:
-            yield normalise(pixels[part], mean, std), labels[part]
+            yield normalize(pixels[part], mean, std), labels[part]
         else:
             batch = augment(pixels, order[part], moves[:, part], mirrored[part])
-            yield normalise(batch, mean, std), labels[order[part]]
+            yield normalize(batch, mean, std), labels[order[part]]
 
 
 def augment(pixels: Tensor, chosen: Tensor, moves: Tensor, mirrored: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def reflect(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
-def normalise(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std per channel, of uint8 images (B, H, W, C).
 
     Returns floats (B, C, H, W), channels_last.
@@ -199,7 +199,7 @@ def normalise(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return rows.view(batch.shape).permute(0, 3, 1, 2)
 
 
-def unnormalise(batch: Tensor, data: Data) -> Tensor:
+def unnormalize(batch: Tensor, data: Data) -> Tensor:
     """Turn a batch (N, 3, H, W) back into uint8 images, exactly as they went in."""
     mean = torch.tensor(data.mean, device=batch.device).view(3, 1, 1)
     std = torch.tensor(data.std, device=batch.device).view(3, 1, 1)

@@ -92,7 +92,7 @@ class ConvBlock(nn.Module):
 class NormNet(nn.Module):
     """The assignment's network, in which only the norm varies.
 
-    C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. Takes normalised images (N, 3, H, W), H and W
+    C1 C2 c3 P1 C3 C4 C5 c6 P2 C7 C8 C9 GAP C10. Takes normalized images (N, 3, H, W), H and W
     divisible by 4, and returns logits (N, num_classes). Every 3x3 convolution with as many output
     as input channels (C4, C5, C8, C9) has a skip around it. Raises CourseError for an unknown norm,
     a num_groups that does not divide every width, or 50,000 parameters and more.

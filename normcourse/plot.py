@@ -207,7 +207,7 @@ def seed_line(
 def misclassified(found: list[tuple[int, int, float]], data: Data, title: str) -> Any:
     """A 5x2 grid of wrongly classified test images, each titled true -> predicted (confidence).
 
-    The images are shown as they were stored (uint8), so nothing has to be un-normalised and nothing
+    The images are shown as they were stored (uint8), so nothing has to be un-normalized and nothing
     is clipped.
     """
     with panels(2, 5, (10, 5)) as (figure, axes):

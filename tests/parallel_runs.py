@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
         found["whole"] = run("bn", data, dropout=0.1)
     found["interrupted"] = interrupted(data, folder / "interrupted")
     found["read again"] = run("gn", data, folder / "gn")
-    rank = parallel.place()[0]
+    rank = parallel.rank_and_size()[0]
     if rank == 0:
         (folder / "taken").write_text("a file, where a folder should be")
     try:

@@ -9,7 +9,7 @@ from conftest import Evil, checksums, make_folder, pickle_of_an_address, write_b
 from PIL import Image
 
 from normcourse import CourseError, batches, load_data
-from normcourse.data import make_data, split_validation, unnormalise
+from normcourse.data import make_data, split_validation, unnormalize
 from normcourse.engine import sources
 
 # --- what load_data returns
@@ -347,13 +347,13 @@ def test_every_image_once_in_an_epoch_and_the_last_batch_is_short(small):
     assert torch.equal(order.sort().values, torch.arange(80)) and not torch.equal(
         order, torch.arange(80)
     )
-    images = unnormalise(torch.cat([x for x, _ in seen]), small)
+    images = unnormalize(torch.cat([x for x, _ in seen]), small)
     assert torch.equal(
         images, small.train_images[order]
     )  # no augmentation asked for: the very pixels
 
 
-def test_batches_are_normalised_like_torchvision(small):
+def test_batches_are_normalized_like_torchvision(small):
     from torchvision.transforms import v2
 
     expected = v2.Normalize(small.mean, small.std)(small.test_images.float() / 255)
@@ -386,7 +386,7 @@ def test_each_image_gets_its_own_shift_and_flip():
             flip=True,
         )
     )
-    found = [crop.numpy().tobytes() for crop in unnormalise(x, data)]
+    found = [crop.numpy().tobytes() for crop in unnormalize(x, data)]
     assert len(crops) == 50 and set(found) == crops
     assert max(found.count(crop) for crop in crops) < 50  # even: 20 of each expected
 

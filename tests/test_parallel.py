@@ -194,7 +194,7 @@ def test_a_lost_process_is_one_line_and_any_other_error_is_shown_whole(
     reason = "[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:2100"
 
     def lost(*_):
-        monkeypatch.setattr(parallel, "place", lambda: (0, count))
+        monkeypatch.setattr(parallel, "rank_and_size", lambda: (0, count))
         raise RuntimeError(f"{reason}\nmore")
 
     monkeypatch.setattr("normcourse.engine.cli.fit", lost)

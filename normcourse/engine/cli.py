@@ -106,7 +106,7 @@ def train(options: dict[str, Any]) -> None:
 
 def tell(text: str) -> None:
     """Print, in the first process alone."""
-    if parallel.place()[0] == 0:
+    if parallel.rank_and_size()[0] == 0:
         print(text)
 
 

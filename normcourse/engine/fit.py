@@ -59,15 +59,15 @@ def fit(
     share the work. Raises CourseError for settings or a device that cannot be used, DivergedError
     where the loss is no longer finite.
     """
-    settings = replace(settings, processes=parallel.place()[1])
+    settings = replace(settings, processes=parallel.rank_and_size()[1])
     path = Path(folder) / run_name(settings, data) if folder is not None else None
     if path and parallel.from_first(path.with_suffix(".json").exists):
         return parallel.from_first(lambda: read_record(path.with_suffix(".json")))
-    place = pick_device(device)
-    run = start(settings, data, place)
+    where = pick_device(device)
+    run = start(settings, data, where)
     if settings.validate:
         data = split_validation(data)
-    data = data.to(place)
+    data = data.to(where)
     if path:
         resume(run, path)
         save_checkpoint(run, path)  # a folder that cannot be written is found out now
@@ -134,7 +134,8 @@ def run_epoch(run: Run, data: Data, progress: bool = False) -> dict[str, float]:
 
     Returns the mean loss and accuracy as they were on the way.
     """
-    settings, epoch, (rank, processes) = run.settings, len(run.history), parallel.place()
+    settings, epoch = run.settings, len(run.history)
+    rank, processes = parallel.rank_and_size()
     images, labels, size = data.train_images, data.train_labels, settings.batch_size
     # For dropout: not the same in two processes, and after a restart what it would have been.
     torch.manual_seed(settings.seed + 1_000_003 * (epoch * processes + rank + 1))

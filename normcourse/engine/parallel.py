@@ -25,7 +25,7 @@ from normcourse.errors import CourseError
 T = TypeVar("T")
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """Which process this is (its rank, from 0), and of how many."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -38,7 +38,7 @@ def start(device: torch.device) -> None:
     By gloo on a CPU, by NCCL on GPUs, one GPU for each process. Raises CourseError where that
     cannot be.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or place()[1] > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or rank_and_size()[1] > 1:
         return
     if device.type == "mps":
         raise CourseError("device 'mps' takes one process; allowed for more: cpu, cuda")
@@ -68,7 +68,7 @@ def wrap(model: nn.Module) -> nn.Module:
 
     It shares the model's parameters.
     """
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return model
     # Of 1x1 filters, whose strides may be named in two ways: a matter of speed, not of value.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket")
@@ -80,7 +80,7 @@ def from_first(function: Callable[[], T]) -> T:
 
     So one process reads and writes the files.
     """
-    rank, count = place()
+    rank, count = rank_and_size()
     if count == 1:
         return function()
     box: list[Any] = [None]
@@ -97,7 +97,7 @@ def from_first(function: Callable[[], T]) -> T:
 
 def total(*values: Tensor) -> None:
     """Replace each value by its sum over the processes."""
-    if place()[1] > 1:
+    if rank_and_size()[1] > 1:
         for value in values:
             dist.all_reduce(value)
 
@@ -107,7 +107,7 @@ def end() -> None:
 
     A process that ends within it may be aborted by its own gloo threads.
     """
-    if place()[1] > 1:
+    if rank_and_size()[1] > 1:
         dist.barrier()
         dist.destroy_process_group()
 
@@ -126,4 +126,4 @@ def is_lost(error: RuntimeError) -> bool:
     """Whether gloo or NCCL says that another process no longer answers."""
     text = str(error).lower()
     words = ("gloo", "nccl", "connection", "timed out")
-    return place()[1] > 1 and any(word in text for word in words)
+    return rank_and_size()[1] > 1 and any(word in text for word in words)
