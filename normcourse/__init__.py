@@ -1,4 +1,8 @@
-"""normcourse: Batch, Layer and Group Norm, trained, measured and explained."""
+"""normcourse: Batch, Layer and Group Norm, trained, measured and explained.
+
+The lessons use norm, model, data, train, results, plot and cube. What they need not know, such as
+checkpoints, downloads, several processes and the command line, stands in normcourse.engine.
+"""
 
 __version__ = "0.5.0"
 

@@ -254,7 +254,7 @@ def make_optimizers(model: nn.Module, settings: Settings) -> list[Optimizer]:
     if settings.optimizer == "sgd" and settings.net == "reference":
         return [SGD(model.parameters(), lr, settings.momentum, weight_decay=weight_decay)]
     weights = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
         return [SGD(groups, lr, settings.momentum, weight_decay=weight_decay)]
