@@ -1,7 +1,7 @@
 """The normalizations: which entries share a mean and a variance, and the layer that a name means.
 
-To add a norm, give it a name in NORMS, its axes in AXES, a layer in ``norm_layer`` (and its class in
-``exchange_norms``), a colour in plot.COLORS and a learning rate in train.LEARNING_RATES.
+To add a norm, give it a name in NORMS, its axes in AXES, a layer in ``norm_layer`` (and its class
+in ``exchange_norms``), a colour in plot.COLORS and a learning rate in train.LEARNING_RATES.
 """
 
 import copy
