@@ -4,8 +4,8 @@ Question: Wu & He (2018, figure 5) trained with fewer images per GPU, and Batch 
 points at 2. Is that the noise of the statistics in training, or that evaluation uses others (Wu &
 Johnson 2021, section 3)?
 Varies: k, the number of images that share Batch Norm's mean and variance: 128, 32, 8, 4, 2. A batch
-(128, C, H, W) is normalized as (k, 128/k * C, H, W): image i belongs to part i mod 128/k. The
-running statistics average those of the parts.
+of 128 is normalized in 128/k parts, each by itself. The running statistics average those that the
+parts would have.
 Held: batches of 128, so steps, rate, first weights and the order of images; the course's recipe, 10
 epochs of 44,928 images, bf16.
 Beside it: Layer and Group Norm, which do not see the batch; and k = 2 with the running statistics
@@ -24,6 +24,7 @@ also more steps at a smaller rate; here it is the same training but for k.
 import copy
 from collections.abc import Iterator
 
+import torch
 from common import Trial, accuracy, held_out, inputs, nothing, some_images
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,16 +52,18 @@ class PartBatchNorm(nn.BatchNorm2d):
         if self.frozen:
             running = (self.running_mean, self.running_var)
             return F.batch_norm(x, *running, self.weight, self.bias, False, eps=self.eps)
-        parts = len(x) // self.k
-        if not self.training or parts <= 1:
+        if not self.training or len(x) <= self.k:
             return super().forward(x)
-        z = x.reshape(self.k, parts * x.shape[1], *x.shape[2:])  # (k, N/k * C, H, W)
-        affine = (self.weight.repeat(parts), self.bias.repeat(parts))
-        mean, var = self.running_mean.repeat(parts), self.running_var.repeat(parts)
-        y = F.batch_norm(z, mean, var, *affine, True, self.momentum, self.eps)
-        self.running_mean.copy_(mean.view(parts, -1).mean(0))
-        self.running_var.copy_(var.view(parts, -1).mean(0))
-        return y.reshape(x.shape)
+        parts = x.split(self.k)
+        means = self.running_mean.repeat(len(parts), 1)  # (N/k, C): each part moves its own
+        variances = self.running_var.repeat(len(parts), 1)
+        outputs = []
+        for part, mean, var in zip(parts, means, variances, strict=True):
+            affine = (self.weight, self.bias)
+            outputs.append(F.batch_norm(part, mean, var, *affine, True, self.momentum, self.eps))
+        self.running_mean.copy_(means.mean(0))
+        self.running_var.copy_(variances.mean(0))
+        return torch.cat(outputs)
 
 
 def trials() -> Iterator[Trial]:
