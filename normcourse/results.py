@@ -67,7 +67,7 @@ def trained(
         record = fit(settings, data, folder)
         weights = folder / f"{run_name(settings, data)}.pt"
     elif data.name != "CIFAR-10":
-        message = "curves and tables are the published run's, pictures a network's trained just now"
+        message = "curves and tables show the published run, images a network trained just now"
         print(f"{data.name}, not CIFAR-10: {message}")
         return trained_briefly(settings, data), record
     made_on = f"{record['data']} ({record['copy']})"
