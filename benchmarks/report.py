@@ -202,7 +202,7 @@ def ahead(lanes: list[Record], level: float) -> float:
 
 
 def draw_step(result: Record) -> Any:
-    """Bars: medians; dots: each round."""
+    """Time of a training step: floor, ours and plain."""
     with plot.panels() as (figure, axis):
         for i, (kind, hue) in enumerate(HUES.items()):
             rounds = [found["ms"][kind] for found in result["norms"].values()]
@@ -232,7 +232,7 @@ def draw_accuracy(result: Record) -> Any:
 
 
 def draw_grow(result: Record) -> Any:
-    """Time (above) and peak memory (below); the values are evenly spaced."""
+    """Time and peak memory against images, batch size and threads."""
     with plot.panels(2, 3, (10, 6), sharey="row") as (figure, axes):
         for (time, memory), (axis, name) in zip(axes.T, AXES.items(), strict=True):
             values = [f"{point['value']:,}" for point in result[axis]]
@@ -267,7 +267,8 @@ def blocks(records: dict[str, Record]) -> dict[str, str]:
     for name, record in sorted(records.items(), key=lambda item: order.index(item[1]["part"])):
         part = record["part"]
         block = "other" if name.endswith("-other") else part
-        picture = f"\n\n![Figure of {part}](images/{name}.png)" if part in FIGURES else ""
+        draw = FIGURES.get(part)  # what it says of itself describes the picture
+        picture = f"\n\n![{draw.__doc__}](images/{name}.png)" if draw else ""
         texts[block] += f"\n\n{section(record)}{picture}"
     return {block: text.strip() or "Not measured." for block, text in texts.items()}
 
