@@ -4,6 +4,7 @@ import hashlib
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,17 +70,15 @@ def trained(
     elif data.name != "CIFAR-10":
         message = "curves and tables show the published run, images a network trained just now"
         print(f"{data.name}, not CIFAR-10: {message}")
-        return trained_briefly(settings, data), record
+        return trained_briefly(fit, settings, data), record
     made_on = f"{record['data']} ({record['copy']})"
     here = f"{data.name} ({data.copy})"
     print(f"trained for {settings.epochs} epochs on {made_on}; here is {here}")
     return load_weights(settings, data, weights), record
 
 
-def trained_briefly(settings: Settings, data: Data) -> nn.Module:
+def trained_briefly(fit: Callable[..., Record], settings: Settings, data: Data) -> nn.Module:
     """The network after three epochs on 1,500 of the images."""
-    from normcourse.engine.fit import fit
-
     count = len(data.train_labels)
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:1500]
     images, labels = data.train_images[chosen], data.train_labels[chosen]
