@@ -6,4 +6,4 @@ class CourseError(ValueError):
 
 
 class DivergedError(CourseError):
-    """The loss of a training is infinite or not a number."""
+    """The loss of a training became infinite or not a number."""

@@ -84,7 +84,7 @@ def shared_set(
 
 
 def exchange_norms(model: nn.Module, make: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
-    """Put ``make(name, norm)`` in the place of every Batch and Group Norm, in place."""
+    """Replace every Batch and Group Norm by ``make(name, norm)``; changes the model in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             parent, _, last = name.rpartition(".")

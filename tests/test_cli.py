@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,7 +182,27 @@ def test_ctrl_c_says_how_to_go_on(folder, runs, capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "fit", interrupt)
     assert train(folder, runs) == 130
-    assert "the same command goes on" in errors(capsys)[-1]
+    assert errors(capsys)[-1].startswith("interrupted; the same command goes on")
+
+
+def test_a_class_that_is_added_later_makes_another_copy_with_pictures_of_its_own(folder, runs):
+    train(folder, runs, "--norm", "bn")
+    for part in ("train", "test"):
+        shutil.copytree(folder / part / "ant", folder / part / "dog")
+    assert train(folder, runs, "--norm", "bn") == 0
+    kept = runs / "insects"
+    copies = [record["copy"].split()[-1] for record in find_records(kept).values()]
+    assert len(set(copies)) == 2
+    for copy in copies:
+        assert (kept / f"curves-normnet-{copy}.png").exists()
+        assert (kept / f"per-class-normnet-{copy}.png").exists()
+
+
+def test_a_report_loads_no_other_data_than_that_of_its_runs(monkeypatch):
+    monkeypatch.delenv("NORMCOURSE_DATA", raising=False)
+    monkeypatch.setattr(report, "load_data", lambda source: pytest.fail(f"loaded {source}"))
+    monkeypatch.setattr(report, "find_cifar10", lambda: "data/cifar-10-batches-py")
+    assert report.find_images("insects") is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")

@@ -25,7 +25,7 @@ from normcourse.engine.record import read_record
 from normcourse.errors import DivergedError
 from normcourse.norm import NORMS
 from normcourse.results import command, run_name
-from normcourse.train import Muon, build, learning_rate, make_optimizers, orthogonalize
+from normcourse.train import Muon, Settings, build, learning_rate, make_optimizers, orthogonalize
 
 CPU = torch.device("cpu")
 
@@ -409,6 +409,15 @@ def test_settings_that_are_not_allowed(changed, words):
     with pytest.raises(CourseError) as error:
         default_settings(**{"norm": "gn"} | changed)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"optimizer": "rmsprop"}, {"schedule": "cosine"}, {"epochs": 0}]
+)
+def test_fit_refuses_settings_that_were_not_checked(changed, small, tmp_path):
+    with pytest.raises(CourseError, match=next(iter(changed))):
+        fit(Settings(**changed), small, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_reference_network_has_one_name(small):

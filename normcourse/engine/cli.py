@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (CourseError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as error:
-        print(f"\n{error or 'interrupted'}; {GO_ON}", file=sys.stderr)
+        print(f"\n{str(error) or 'interrupted'}; {GO_ON}", file=sys.stderr)
         return 130
     except RuntimeError as error:
         if not parallel.is_lost(error):

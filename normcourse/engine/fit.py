@@ -51,7 +51,7 @@ def fit(
     device: str = "auto",
     progress: bool = True,
 ) -> Record:
-    """Train the network that ``settings`` name, evaluate it after each epoch; the record.
+    """Train the network that ``settings`` name, evaluate it after each epoch, return the record.
 
     With a folder, the record (.json) and the weights (.pt) are kept there, and a checkpoint (.ckpt)
     after each epoch: a run that was stopped goes on from it and ends with the numbers it would have
@@ -59,6 +59,7 @@ def fit(
     share the work. Raises CourseError for settings or a device that cannot be used, DivergedError
     where the loss is no longer finite.
     """
+    train.check_settings(settings, more_epochs=True)
     settings = replace(settings, processes=parallel.rank_and_size()[1])
     path = Path(folder) / run_name(settings, data) if folder is not None else None
     if path and parallel.from_first(path.with_suffix(".json").exists):

@@ -43,17 +43,20 @@ def find_images(name: str, source: str | Path | None = None) -> Data | None:
     """The images of a data set, if they can be had without a download."""
     source = source or os.environ.get("NORMCOURSE_DATA") or "auto"
     if source in ("auto", "cifar10"):
-        source = "digits" if name == "digits" else find_cifar10()
+        source = {"digits": "digits", "CIFAR-10": find_cifar10()}.get(name)
     return load_data(source) if source else None
 
 
 def write_report(folder: Path, data: Data | None = None) -> str:
     """Write the table (report.md) and the pictures of the runs of a folder; returns the text."""
     records = find_records(folder)
-    for net in NETS:
-        runs = {path: r for path, r in records.items() if r["settings"]["net"] == net}
-        if runs:
-            draw_pictures(runs, folder, f"{net}.png", data)
+    families: dict[tuple[str, str], dict[Path, Record]] = {}  # by network and copy of the data
+    for path, record in records.items():
+        families.setdefault((record["settings"]["net"], record["copy"]), {})[path] = record
+    nets = [net for net, _ in families]
+    for (net, copy), runs in families.items():
+        several = f"-{copy.split()[-1]}" if nets.count(net) > 1 else ""
+        draw_pictures(runs, folder, f"{net}{several}.png", data)
     everything = list(records.values())
     text = f"{table(everything)}\n\n{provenance(everything)}\n"
     write_file(folder / "report.md", lambda file: file.write(text.encode()))
