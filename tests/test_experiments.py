@@ -191,6 +191,17 @@ def test_every_trial_has_its_record_and_the_list_says_what_is_missing(shared, co
     assert paths[0].name not in text and paths[1].name in text
 
 
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("records/*/*.json")), ids=lambda path: path.stem
+)
+def test_a_committed_record_is_whole(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["data"] == "CIFAR-10" and record["experiment"] == path.parent.name
+    assert record["protocol"] and record["device"] and record["versions"] and record["precision"]
+    assert record["diverged"] or len(record["history"]) == record["settings"]["epochs"]
+    assert record["diverged"] or all(0 <= value <= 100 for value in record["figures"].values())
+
+
 @pytest.mark.parametrize("words", [["nothing"], ["--part", "2/2"], ["--part", "half"]])
 def test_bad_words_are_refused(words, command, capsys):
     with pytest.raises(SystemExit) as stop:
