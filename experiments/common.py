@@ -1,45 +1,133 @@
 """What the recorded experiments share: trials that resume, and their records.
 
-An experiment is a module with a docstring, its protocol, and ``trials()``. Each trial is one
-training; its record, records/EXPERIMENT/ARM-seedN.json, has the protocol, the settings, the figures
-of every epoch, the hardware and the versions. The same seed means the same first weights and the
-same order of images in every arm, and every arm of an experiment is computed in the same precision.
+An experiment is a module with a docstring, its protocol; ``load(source)``, its data; and
+``trials()``. A trial is an arm with a seed. Its record, EXPERIMENT/ARM-seedN.json, has the
+protocol, the settings, the figures of every epoch, the hardware and the versions. The same seed
+means the same first weights and the same order of images in every arm; the arms of a seed share
+processor, version and precision.
 """
 
+import fcntl
 import json
 import re
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn import init
+from torch.optim.swa_utils import update_bn
 
+from normcourse import results
 from normcourse.data import Data, batches, split_validation
 from normcourse.engine import fit
-from normcourse.engine.fast_norm import use_fast_group_norm
 from normcourse.engine.record import origin, write_record
 from normcourse.errors import DivergedError
 from normcourse.model import count_parameters
 from normcourse.results import Record
-from normcourse.train import Settings, build, make_optimizers, percent_correct, predict
+from normcourse.train import Settings, percent_correct, predict
 
-RECORDS = Path(__file__).resolve().parent / "records"
 CPU = torch.device("cpu")
 
 
+class Trial(Protocol):
+    """An arm with a seed."""
+
+    arm: str  # what varies, in words: "k = 8"
+
+    @property
+    def seed(self) -> int:
+        """Draws the first weights and the order of the data."""
+
+    def measure(self, data: Any, path: Path) -> dict[str, Any]:
+        """Train; ``path``, without its suffix, is for a checkpoint.
+
+        Returns settings, history, figures and whether it diverged, for the record.
+        """
+
+
+def record_path(experiment: str, trial: Trial) -> Path:
+    """Where a trial's record stands."""
+    words = re.sub(r"[^a-z0-9]+", "-", trial.arm.lower()).strip("-")
+    return results.EXPERIMENTS / experiment / f"{words}-seed{trial.seed}.json"
+
+
+def run_trial(experiment: str, protocol: str, trial: Trial, data: Any) -> Record:
+    """Train, or go on from the last epoch, and write the record: all that a reader needs."""
+    path = record_path(experiment, trial)
+    record = {
+        "experiment": experiment,
+        "protocol": protocol,
+        "arm": trial.arm,
+        "command": f"python experiments/run.py {experiment}",
+        "data": data.name,
+        "copy": data.copy,
+        **origin(CPU, "fp32"),
+        **trial.measure(data, path.with_suffix("")),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_record(path, record)
+    path.with_suffix(".ckpt").unlink(missing_ok=True)
+    return record
+
+
+def missing(experiment: str, trials: Iterable[Trial]) -> list[Trial]:
+    """The trials without a record.
+
+    A seed that another processor, version or precision began is wholly missing: differences are
+    taken within a seed.
+    """
+    trials, left = list(trials), []
+    for seed in sorted({trial.seed for trial in trials}):
+        arms = [trial for trial in trials if trial.seed == seed]
+        paths = [record_path(experiment, trial) for trial in arms]
+        if not all(path.exists() for path in paths):
+            left += [arm for arm, path in zip(arms, paths, strict=True) if not made_here(path)]
+    return left
+
+
+def made_here(path: Path) -> bool:
+    """Whether there is a record, of this processor and this version of torch."""
+    if not path.exists():
+        return False
+    record, here = json.loads(path.read_text(encoding="utf-8")), origin(CPU, "")
+    same_torch = record["versions"]["torch"] == here["versions"]["torch"]
+    return same_torch and record["device"] == here["device"]
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process, and no other, may make a record now; a killed one claims nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        lock.unlink(missing_ok=True)
+
+
+# --- trainings of the course's networks -----------------------------------------------------------
+
+
 def nothing(run: fit.Run, data: Data) -> dict[str, float]:
-    """What a trial measures beside the usual figures, unless it says so."""
+    """What a training measures beside the usual figures, unless it says so."""
     return {}
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One training of an experiment."""
+class Training:
+    """One training of a network on images."""
 
-    arm: str  # what varies, in words: "k = 8"
+    arm: str
     settings: Settings
     prepare: Callable[[nn.Module], object] | None = None  # changes the fresh network in place
     before_epoch: Callable[[fit.Run, Data], object] = nothing
@@ -47,75 +135,96 @@ class Trial:
     at_end: Callable[[fit.Run, Data], dict[str, float]] = nothing  # figures of the whole trial
     bf16: bool = True  # or fp32; not chosen by a timing, which a busy machine could turn
 
-    def path(self, experiment: str) -> Path:
-        """Where the record stands, without its suffix."""
-        words = re.sub(r"[^a-z0-9]+", "-", self.arm.lower()).strip("-")
-        return RECORDS / experiment / f"{words}-seed{self.settings.seed}"
+    @property
+    def seed(self) -> int:
+        """The seed of the settings."""
+        return self.settings.seed
+
+    def measure(self, data: Data, path: Path) -> dict[str, Any]:
+        """Epoch by epoch, from the checkpoint if there is one."""
+        run = fit.start(self.settings, data, CPU, self.bf16, self.prepare)
+        fit.resume(run, path)
+        diverged = False
+        while len(run.history) < self.settings.epochs and not diverged:
+            self.before_epoch(run, data)
+            try:
+                figures = fit.train_and_evaluate(run, data, progress=True)
+            except DivergedError:
+                diverged = True
+                continue
+            run.history.append(figures | self.after_epoch(run, data))
+            fit.save_checkpoint(run, path)
+        return {
+            "settings": asdict(self.settings),
+            "parameters": count_parameters(run.model),
+            "images": [len(data.train_labels), len(data.test_labels)],
+            "history": run.history,
+            "seconds": sum(epoch["seconds"] for epoch in run.history),
+            "diverged": diverged,
+            "figures": {} if diverged else self.at_end(run, data),
+            "resumed_from": run.earlier,
+            **run.origin,
+        }
 
 
-def run_trial(experiment: str, protocol: str, trial: Trial, data: Data) -> Record:
-    """Train, or go on from the last epoch, and write the record; a finished trial is only read."""
-    path = trial.path(experiment)
-    if path.with_suffix(".json").exists():
-        record: Record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return record
-    run = start(trial, data)
-    fit.resume(run, path)
-    diverged = False
-    while len(run.history) < trial.settings.epochs and not diverged:
-        trial.before_epoch(run, data)
-        try:
-            figures = fit.train_and_evaluate(run, data, progress=True)
-        except DivergedError:
-            diverged = True
-            continue
-        run.history.append(figures | trial.after_epoch(run, data))
-        fit.save_checkpoint(run, path)
-    record = make_record(experiment, protocol, trial, run, data)
-    record["diverged"] = diverged
-    record["figures"] = {} if diverged else trial.at_end(run, data)
-    write_record(path.with_suffix(".json"), record)
-    path.with_suffix(".ckpt").unlink(missing_ok=True)
-    return record
+def final_accuracy(run: fit.Run, data: Data) -> dict[str, float]:
+    """The figures of most trainings: after the last epoch."""
+    last = run.history[-1]
+    return {name: last[name] for name in last if name.endswith("_accuracy")}
 
 
-def start(trial: Trial, data: Data) -> fit.Run:
-    """The trial before its first epoch; as fit.start, but for what it changes and its precision."""
-    settings = trial.settings
-    fit.keep_freed_memory()
-    torch.manual_seed(settings.seed)
-    model = build(settings, len(data.classes))
-    if trial.prepare:
-        trial.prepare(model)
-    if trial.bf16:
-        use_fast_group_norm(model)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = fit.in_bf16(model, CPU) if trial.bf16 else model
-    generator = torch.Generator().manual_seed(settings.seed)
-    where = origin(CPU, "bf16 autocast" if trial.bf16 else "fp32")
-    return fit.Run(settings, model, forward, make_optimizers(model, settings), generator, where)
+def he_initialization(model: nn.Module) -> None:
+    """He et al. (2015, section 2.2): a signal keeps its variance through the network.
+
+    The weights behind an activation have the variance 2 / fan_in; those of a 1x1 convolution behind
+    its depthwise filters, with no activation between, 1 / fan_in. Biases are 0. In place.
+    """
+    generator = torch.Generator().manual_seed(torch.initial_seed())  # the same numbers in any arm
+    for name, conv in model.named_modules():
+        if isinstance(conv, nn.Conv2d):
+            kind = "linear" if name.endswith("conv.1") else "relu"
+            init.kaiming_normal_(conv.weight, nonlinearity=kind, generator=generator)
+            if conv.bias is not None:
+                init.zeros_(conv.bias)
 
 
-def make_record(
-    experiment: str, protocol: str, trial: Trial, run: fit.Run, data: Data
-) -> dict[str, Any]:
-    """Everything a reader needs to trust a trial's figures, or to run it again."""
-    return {
-        "experiment": experiment,
-        "protocol": protocol,
-        "arm": trial.arm,
-        "command": f"python experiments/run.py {experiment}",
-        "settings": asdict(trial.settings),
-        "parameters": count_parameters(run.model),
-        "data": data.name,
-        "copy": data.copy,
-        "images": [len(data.train_labels), len(data.test_labels)],
-        "history": run.history,
-        "seconds": sum(epoch["seconds"] for epoch in run.history),
-        **run.origin,
-        "resumed_from": run.earlier,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+# --- the search for a rate ------------------------------------------------------------------------
+
+
+def power(step: int) -> float:
+    """The rates 0.01, 0.03, 0.1, 0.3, 1 are the steps -4 to 0."""
+    return float(f"{10 ** (step / 2):.0e}")
+
+
+def search(
+    experiment: str, steps: Iterable[int], trials_at: Callable[[int], list[Training]]
+) -> tuple[list[int], int | None]:
+    """The steps of a rate to be tried, and the best of them, or None while some are missing.
+
+    Where the best is at an edge, one more is to be tried beyond it.
+    """
+    steps = list(steps)
+    while True:
+        reached = {step: mean_accuracy(experiment, trials_at(step)) for step in steps}
+        if None in reached.values():
+            return steps, None
+        best = max(steps, key=lambda step: reached[step] or 0.0)
+        if steps[0] < best < steps[-1]:
+            return steps, best
+        steps = [steps[0] - 1, *steps] if best == steps[0] else [*steps, best + 1]
+
+
+def mean_accuracy(experiment: str, trials: list[Training]) -> float | None:
+    """Accuracy (%) after the last epoch; a diverged trial counts as chance. None: not all ran."""
+    reached = []
+    for trial in trials:
+        path = record_path(experiment, trial)
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        name = "val_accuracy" if trial.settings.validate else "test_accuracy"
+        reached.append(10.0 if record["diverged"] else record["figures"][name])
+    return statistics.mean(reached)
 
 
 # --- data and judging -----------------------------------------------------------------------------
@@ -150,3 +259,12 @@ def inputs(data: Data, batch_size: int) -> list[torch.Tensor]:
     """The images that judge as batches (N, 3, 32, 32) for a network."""
     stream = batches(data.test_images, data.test_labels, data, batch_size)
     return [x for x, _ in stream]
+
+
+def with_precise_statistics(model: nn.Module, data: Data) -> nn.Module:
+    """The same network with Batch Norm's statistics of 10,000 training images, in place.
+
+    They are averaged over batches of 500 (Wu & Johnson 2021, section 3).
+    """
+    update_bn(inputs(some_images(data, 10_000), 500), model)
+    return model.eval()

@@ -1,21 +1,36 @@
 """Run the recorded experiments: python experiments/run.py [NAME ...] [--list] --data PATH
 
 Trains what has no record yet, and goes on where a training was stopped; what is finished is only
-counted. Two at a time, each with one thread, do more than one with two:
+counted. Start it twice: each process takes the next trial that no other has, and two with one
+thread each do more than one with two:
 
   export OMP_NUM_THREADS=1
-  for part in 0/2 1/2; do python experiments/run.py --data PATH --part $part & done; wait
+  for process in 1 2; do python experiments/run.py --data PATH & done; wait
 """
 
 import argparse
 import importlib
 import json
+import time
+from types import ModuleType
 
-from common import Trial, run_trial
+from common import claimed, made_here, missing, record_path, run_trial
 
-from normcourse import CourseError, load_data
+from normcourse import CourseError
+from normcourse.results import Record
 
-NAMES = ("shared_statistics",)
+NAMES = (
+    "shared_statistics",
+    "main_table",
+    "published_designs",
+    "transformer",
+    "groups",
+    "larger_rates",
+    "rates_by_norm",
+    "layer_norm_axes",
+    "sequences",
+    "instance_norm",
+)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -26,53 +41,53 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; or all")
     parser.add_argument("--list", action="store_true", help="say what is there and what is missing")
     parser.add_argument("--data", help="source of images (default: $NORMCOURSE_DATA, else auto)")
-    parser.add_argument(
-        "--part", default="0/1", metavar="K/N", help="every Nth trial, from the Kth"
-    )
     options = parser.parse_args(words)
     names = options.names or NAMES
     if unknown := set(names) - set(NAMES):
         parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    try:
-        part, parts = map(int, options.part.split("/"))
-        range(parts)[part]
-    except (ValueError, IndexError):
-        parser.error(f"--part is {options.part!r}; K/N with K from 0 to N - 1, e.g. 0/2")
     for name in names:
+        module = importlib.import_module(name)
         if options.list:
-            print(told(name))
+            print(told(name, module))
         else:
-            run(name, options.data, part, parts)
+            run(name, module, options.data)
 
 
-def told(name: str) -> str:
+def told(name: str, module: ModuleType) -> str:
     """What is there of an experiment, what it cost and what is missing."""
-    seconds, missing = 0.0, []
-    trials = list(importlib.import_module(name).trials())
+    trials = list(module.trials())
+    left = missing(name, trials)
+    seconds = 0.0
     for trial in trials:
-        path = trial.path(name).with_suffix(".json")
-        if path.exists():
-            seconds += json.loads(path.read_text(encoding="utf-8"))["seconds"]
-        else:
-            missing.append(path.stem)
-    done = len(trials) - len(missing)
+        if trial not in left:
+            text = record_path(name, trial).read_text(encoding="utf-8")
+            seconds += json.loads(text)["seconds"]
+    done = len(trials) - len(left)
     lines = [f"{name}: {done} of {len(trials)} trials, {seconds / 3600:.1f} hours of training"]
-    return "\n  missing: ".join([*lines, *missing])
+    return "\n  missing: ".join([*lines, *(f"{trial.arm}, seed {trial.seed}" for trial in left)])
 
 
-def run(name: str, source: str | None, part: int, parts: int) -> None:
-    """Train this part of an experiment's trials."""
-    module = importlib.import_module(name)
-    data = module.prepare_data(load_data(source))
-    for trial in list(module.trials())[part::parts]:
-        record = run_trial(name, module.__doc__, trial, data)
-        print(f"{name}, {summary(trial, record)}", flush=True)
+def run(name: str, module: ModuleType, source: str | None) -> None:
+    """Train what is missing of an experiment, beside other processes that do the same."""
+    if not missing(name, module.trials()):
+        return
+    data = module.load(source)
+    while left := missing(name, module.trials()):  # some wait for the records of others
+        taken = 0
+        for trial in left:
+            with claimed(record_path(name, trial)) as mine:
+                if mine and not made_here(record_path(name, trial)):
+                    taken += 1
+                    record = run_trial(name, module.__doc__, trial, data)
+                    print(f"{name}, {summary(record)}", flush=True)
+        if not taken:
+            time.sleep(5)  # another process is at work on the last ones
 
 
-def summary(trial: Trial, record: dict) -> str:
+def summary(record: Record) -> str:
     """A trial in one line."""
-    figures = ", ".join(f"{key} {value:.2f}" for key, value in record["figures"].items())
-    return f"{trial.arm}, seed {trial.settings.seed}: {figures or 'diverged'}"
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in record["figures"].items())
+    return f"{record['arm']}, seed {record['settings']['seed']}: {figures or 'diverged'}"
 
 
 if __name__ == "__main__":

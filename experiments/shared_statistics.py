@@ -25,12 +25,11 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from common import Trial, accuracy, held_out, inputs, nothing, some_images
+from common import Training, accuracy, held_out, nothing, some_images, with_precise_statistics
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import update_bn
 
-from normcourse.data import Data
+from normcourse.data import Data, load_data
 from normcourse.engine.fit import Run
 from normcourse.norm import exchange_norms
 from normcourse.train import default_settings
@@ -66,13 +65,13 @@ class PartBatchNorm(nn.BatchNorm2d):
         return torch.cat(outputs)
 
 
-def trials() -> Iterator[Trial]:
+def trials() -> Iterator[Training]:
     """Seed by seed, so that a part of them already says something."""
     for seed in SEEDS:
         for k in SIZES:
             yield batch_norm(f"k = {k}", k, seed)
         for norm, arm in (("ln", "Layer Norm"), ("gn", "Group Norm")):
-            yield Trial(arm, settings(norm, seed), at_end=judge_plainly)
+            yield Training(arm, settings(norm, seed), at_end=judge_plainly)
         yield batch_norm("k = 2, frozen at the end", 2, seed, frozen=True)
 
 
@@ -80,18 +79,18 @@ def settings(norm: str, seed: int):
     return default_settings(norm=norm, seed=seed, epochs=EPOCHS, validate=True)
 
 
-def batch_norm(arm: str, k: int, seed: int, frozen: bool = False) -> Trial:
+def batch_norm(arm: str, k: int, seed: int, frozen: bool = False) -> Training:
     """A training with k images to a statistic."""
 
     def prepare(model: nn.Module) -> None:
         exchange_norms(model, lambda _, norm: PartBatchNorm(norm.num_features, k))
 
     before = freeze_at_the_end if frozen else nothing
-    return Trial(arm, settings("bn", seed), prepare, before, at_end=judge_three_ways)
+    return Training(arm, settings("bn", seed), prepare, before, at_end=judge_three_ways)
 
 
-def prepare_data(data: Data) -> Data:
-    return held_out(data, BATCH_SIZE)
+def load(source: str | None) -> Data:
+    return held_out(load_data(source), BATCH_SIZE)
 
 
 def freeze_at_the_end(run: Run, data: Data) -> None:
@@ -112,19 +111,12 @@ def judge_plainly(run: Run, data: Data) -> dict[str, float]:
 def judge_three_ways(run: Run, data: Data) -> dict[str, float]:
     """Accuracy (%) with running, precise and batch statistics, and on training images."""
     k = next(m.k for m in run.model.modules() if isinstance(m, PartBatchNorm))
-    precise = precise_statistics(run.model, data)
+    precise = with_precise_statistics(plain_copy(run.model), data)
     return judge_plainly(run, data) | {
         "precise": accuracy(precise, data),
         "precise train": accuracy(precise, some_images(data, 10_000)),
         "batch": accuracy(with_batch_statistics(run.model), data, k),
     }
-
-
-def precise_statistics(model: nn.Module, data: Data) -> nn.Module:
-    """A copy whose statistics are those of 10,000 training images, averaged over batches of 500."""
-    model = plain_copy(model)
-    update_bn(inputs(some_images(data, 10_000), 500), model)
-    return model.eval()
 
 
 def with_batch_statistics(model: nn.Module) -> nn.Module:

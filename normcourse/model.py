@@ -75,9 +75,10 @@ class ConvBlock(nn.Module):
             each = {"padding": 1, "groups": in_channels, "bias": False}
             self.conv.append(MirrorConv(in_channels, in_channels, 3, **each))
             kernel_size = 1
-        bias = norm == "none"  # under any norm there is none, so that only the norm differs
         size = {"kernel_size": kernel_size, "padding": kernel_size // 2}
-        self.conv.append(MirrorConv(in_channels, out_channels, bias=bias, **size))
+        self.conv.append(MirrorConv(in_channels, out_channels, bias=False, **size))
+        if norm == "none":  # a norm has its own; at 0, so that no arm draws more numbers
+            self.conv[-1].bias = nn.Parameter(torch.zeros(out_channels))
         self.norm = norm_layer(norm, out_channels, num_groups)
         self.dropout = nn.Dropout(dropout)
         self.skip = separable and in_channels == out_channels

@@ -1,16 +1,18 @@
-"""Results: records of trainings, their table, gaps between them, recorded experiments."""
+"""Results: records of trainings, their table, recorded experiments, paired differences."""
 
 import hashlib
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from normcourse.data import Data
@@ -20,7 +22,7 @@ from normcourse.norm import NORMS
 from normcourse.train import MAX_EPOCHS, Settings, build, default_settings
 
 RESULTS = Path(__file__).with_name("results")  # the published records and weights
-EXPERIMENTS = RESULTS / "miniatures"
+EXPERIMENTS = RESULTS / "experiments"
 NETS = {"normnet": "NormNet", "reference": "Reference"}
 Record = dict[str, Any]
 
@@ -257,55 +259,61 @@ def mean_std(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def gap(a: list[float], b: list[float]) -> str:
-    """By how many points the runs a are above the runs b, and whether that is clear.
-
-    *Clear* is more than both standard deviations together. A rule of thumb, not a test. One seed
-    has no deviation, so nothing is clear then.
-    """
-    points = statistics.mean(a) - statistics.mean(b)
-    if min(len(a), len(b)) < 2:
-        return f"{points:+.1f} points, one seed: not known to be clear"
-    clear = abs(points) > statistics.stdev(a) + statistics.stdev(b)
-    return f"{points:+.1f} points, {'clear' if clear else 'not clear'}"
-
-
 # --- recorded experiments -------------------------------------------------------------------------
 
 
-def experiment(name: str, folder: Path = EXPERIMENTS) -> Record:
-    """The record of a small experiment, whose ``points`` are one trained network each.
+def experiment(name: str, folder: Path = EXPERIMENTS) -> list[Record]:
+    """The records of an experiment (``experiments/NAME.py``), one for each arm and seed.
 
-    A point has all of its settings. Raises CourseError if there is none of that name, or it cannot
-    be read.
+    Raises CourseError if there are none of that name.
     """
-    path = folder / f"{name}.json"
-    try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-        points = [record["settings"] | point for point in record["points"]]
-    except FileNotFoundError as error:
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
-        raise CourseError(f"no experiment {name!r} in {folder}; there are: {there}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{path} is not a whole record ({type(error).__name__}: {error})"
-        raise CourseError(f"{message}; make it again") from error
-    return record | {"points": points}
+    paths = sorted((folder / name).glob("*.json"))
+    if not paths:
+        there = ", ".join(sorted(path.name for path in folder.glob("*/"))) or "none"
+        raise CourseError(f"no experiment {name!r} in {folder}; there are: {there}")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def points(record: Record, **settings: Any) -> list[Record]:
-    """The points with these settings, e.g. norm="bn", lr=0.01."""
-    return [p for p in record["points"] if settings.items() <= p.items()]
+def by_seed(records: list[Record], arm: str, figure: str) -> dict[int, float]:
+    """A figure of an arm for each seed whose training did not diverge."""
+    found = {}
+    for record in records:
+        if record["arm"] == arm and not record["diverged"]:
+            found[record["settings"]["seed"]] = record["figures"][figure]
+    return found
 
 
-def accuracies(record: Record, evaluated: str = "val_accuracy", **settings: Any) -> list[float]:
-    """Accuracy in % after the last epoch, of every seed of the points with these settings."""
-    reached = []
-    for point in points(record, **settings):
-        accuracy = point[evaluated]
-        reached.append(accuracy[-1] if isinstance(accuracy, list) else accuracy)
-    return reached
+class Difference(NamedTuple):
+    """By how much one arm is above another: the mean over seeds, its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int  # of seeds
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        if self.count < 2:
+            return f"{self.mean:+.2f} (one seed: no interval)"
+        verdict = "clear" if self.clear else "not clear"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] ({verdict})"
 
 
-def values(record: Record, setting: str, **settings: Any) -> list[Any]:
-    """The values that a setting takes in the points with these settings, in rising order."""
-    return sorted({point[setting] for point in points(record, **settings)})
+def paired(a: dict[int, float], b: dict[int, float]) -> Difference:
+    """How far the arm a is above the arm b, taken seed by seed, with the 95 % t-interval.
+
+    Each is a figure by seed; seeds that only one of them has do not count. One seed has no
+    interval: it is -inf to inf. Raises CourseError if no seed is in both.
+    """
+    seeds = a.keys() & b.keys()
+    if not seeds:
+        raise CourseError(f"no seed in both: {sorted(a)} and {sorted(b)}")
+    differences = [a[seed] - b[seed] for seed in seeds]
+    mean, half = statistics.mean(differences), math.inf
+    if (n := len(seeds)) > 1:
+        half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n)

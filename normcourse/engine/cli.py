@@ -11,7 +11,7 @@ from normcourse.data import load_data
 from normcourse.engine import parallel
 from normcourse.engine.fit import fit, pick_device
 from normcourse.engine.record import find_records
-from normcourse.engine.report import publish, report, write_report
+from normcourse.engine.report import report, write_report
 from normcourse.errors import CourseError
 from normcourse.norm import NORMS
 from normcourse.results import Record, data_folder
@@ -51,8 +51,6 @@ def make_parser() -> Parser:
     add = commands.add_parser("report", help=about, description=about).add_argument
     add("--runs", default="runs", help="folder that holds the runs (default: runs)")
     add("--data", help="where the images are (default: $NORMCOURSE_DATA, or where they are found)")
-    published = "write images/, the README's results section and normcourse/results; CIFAR-10 only"
-    add("--publish", action="store_true", help=published)
     return parser
 
 
@@ -130,8 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.pop("command") == "train":
             train(options)
         else:
-            runs, data = options["runs"], options["data"]
-            print(publish(runs) if options["publish"] else report(runs, data))
+            print(report(options["runs"], options["data"]))
     except (CourseError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as error:

@@ -9,6 +9,7 @@ import ctypes
 import math
 import time
 import timeit
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -80,13 +81,24 @@ def fit(
         return parallel.from_first(lambda: finish(run, data, path))
 
 
-def start(settings: Settings, data: Data, device: torch.device) -> Run:
-    """A fresh run: weights drawn from the seed, the optimizers, the fastest way of this machine."""
+def start(
+    settings: Settings,
+    data: Data,
+    device: torch.device,
+    bf16: bool | None = None,  # None: what is faster here
+    prepare: Callable[[nn.Module], object] | None = None,
+) -> Run:
+    """A fresh run: weights drawn from the seed, the optimizers, the fastest way of this machine.
+
+    An experiment may ``prepare`` the network, in place.
+    """
     parallel.check_sync_bn(settings.sync_bn, device)
     keep_freed_memory()
     torch.manual_seed(settings.seed)
     model = train.build(settings, len(data.classes))
-    bf16 = uses_bf16(settings, device)
+    if prepare:
+        prepare(model)
+    bf16 = uses_bf16(settings, device) if bf16 is None else bf16
     if bf16 and device.type == "cpu":
         use_fast_group_norm(model)
     if settings.sync_bn:

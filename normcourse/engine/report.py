@@ -1,7 +1,6 @@
 """The report: records turned into the results table and the pictures, beside the runs."""
 
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,6 @@ def report(runs: str | Path, source: str | None = None) -> str:
         text = write_report(folder, find_images(first["data"], source))
         texts.append(f"## {first['data']}\n\n{text}\nPictures: {folder}")
     return "\n\n".join(texts)
-
-
-def publish(runs: str | Path) -> str:
-    """Publish the runs in the checkout that this package lies in, by its experiments/publish.py."""
-    script = Path(__file__).parents[2] / "experiments" / "publish.py"
-    if not script.exists():
-        raise CourseError(f"{script} is not there; publish from a checkout of the course")
-    message: str = runpy.run_path(str(script))["publish"](runs)
-    return message
 
 
 def find_images(name: str, source: str | Path | None = None) -> Data | None:
