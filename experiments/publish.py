@@ -1,6 +1,6 @@
-"""Publish what was trained: python experiments/publish.py [RUNS]
+"""Publish what was trained: python -m normcourse report --publish
 
-Records and weights go into normcourse/results, the
+Or python experiments/publish.py [RUNS]. Records and weights go into normcourse/results, the
 pictures of the executed notebooks into images/, and the tables into README.md. A picture is what a
 cell tagged ``image-NAME`` shows, so it is drawn in one place; execute the notebooks first where
 records have changed: jupyter nbconvert --execute --inplace notebooks/*.ipynb
@@ -22,7 +22,7 @@ from normcourse.train import MAX_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/OWNER/normcourse"  # stands here and nowhere else; not public yet
-START = "<!-- results: written by `python experiments/publish.py` -->"
+START = "<!-- results: written by `python -m normcourse report --publish` -->"
 END = "<!-- end of results -->"
 HEADINGS = {
     "normnet": "NormNet, the course's network",

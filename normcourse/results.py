@@ -289,7 +289,7 @@ class Difference(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int  # of seeds
+    seeds: int  # how many
 
     @property
     def clear(self) -> bool:
@@ -297,7 +297,7 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        if self.count < 2:
+        if self.seeds < 2:
             return f"{self.mean:+.2f} (one seed: no interval)"
         verdict = "clear" if self.clear else "not clear"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] ({verdict})"

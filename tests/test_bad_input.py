@@ -71,7 +71,7 @@ odd = [*ODD_NUMBERS, *ODD_TEXTS, "1", "2", "1e-3", "0x10", "9" * 5000]
 option = st.one_of(
     st.tuples(st.sampled_from(NUMBERS), st.sampled_from(odd)),
     *(st.tuples(st.just(name), st.sampled_from(good + ODD_TEXTS)) for name, good in WORDS.items()),
-    st.tuples(st.sampled_from(FLAGS)),
+    st.tuples(st.sampled_from([*FLAGS, "--publish"])),
     st.tuples(st.sampled_from(["--data", "--runs"]), st.sampled_from(PLACES)),
 )
 
@@ -123,7 +123,7 @@ def command(words):
     return status, out.getvalue(), err.getvalue()
 
 
-report_words = ["report", "--runs", "--data", "here", *ODD_TEXTS]
+report_words = ["report", "--runs", "--data", "--publish", "here", *ODD_TEXTS]
 
 
 @cases(30)

@@ -239,7 +239,7 @@ def test_help_names_every_option(capsys):
             main(words)
         assert exit_.value.code == 0
     out = capsys.readouterr().out
-    names = "norm data epochs seed lr momentum weight-decay batch-size"
+    names = "norm data epochs seed lr momentum weight-decay batch-size publish"
     assert all(f"--{name}" in out for name in names.split())
 
 
@@ -356,8 +356,20 @@ def test_publish_needs_a_checkout(runs, tmp_path):
         PUBLISH.publish(runs, root=tmp_path)
 
 
+def test_publish_outside_a_checkout_names_what_is_missing(runs, tmp_path, capsys, monkeypatch):
+    installed = tmp_path / "site" / "normcourse" / "engine" / "cli.py"
+    monkeypatch.setattr(cli, "__file__", str(installed))
+    assert main(["report", "--publish", "--runs", str(runs)]) == 2
+    assert "experiments/publish.py" in errors(capsys)[-1]
+
+
+def test_the_command_publishes_by_the_script_of_the_checkout(runs, capsys):
+    assert main(["report", "--publish", "--runs", str(runs)]) == 2
+    assert "no final CIFAR-10 run" in errors(capsys)[-1]
+
+
 def test_the_script_says_in_a_line_what_is_wrong(runs):
     script = Path(__file__).parents[1] / "experiments" / "publish.py"
     done = subprocess.run([sys.executable, script, runs], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: no final CIFAR-10 run")
-    assert len(done.stderr.splitlines()) == 1
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith("error: ") and "no final CIFAR-10 run" in line

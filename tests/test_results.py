@@ -7,18 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib import pyplot
+from scipy import stats
 
-from normcourse import Settings, count_parameters, default_settings, evaluate, plot
+from normcourse import CourseError, Settings, count_parameters, default_settings, evaluate, plot
 from normcourse.engine.record import find_records
 from normcourse.norm import NORMS
 from normcourse.results import (
     NETS,
     RESULTS,
+    by_seed,
     command,
-    gap,
+    experiment,
     groups,
     label,
     mean_std,
+    paired,
     published_records,
     table,
 )
@@ -145,8 +148,42 @@ def test_the_legend_of_a_published_picture_is_not_cut(draw, net):
     pyplot.close(figure)
 
 
-def test_a_gap_is_clear_when_it_is_larger_than_both_deviations_together():
-    assert gap([80.0, 82.0], [77.0, 78.0]) == "+3.5 points, clear"  # 1.41 + 0.71
-    assert gap([80.0, 82.0], [78.5, 79.5]) == "+2.0 points, not clear"  # 1.41 + 0.71
-    assert gap([70.0], [78.5, 79.5]) == "-9.0 points, one seed: not known to be clear"
+def test_paired_differences_are_those_of_scipys_paired_t_test():
+    a, b = {0: 81.0, 1: 84.5, 2: 83.0}, {0: 78.0, 1: 80.1, 2: 79.5}
+    found = paired(a, b)
+    theirs = stats.ttest_rel(list(a.values()), list(b.values())).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.mean == pytest.approx(3.6333, abs=1e-3) and found.seeds == 3 and found.clear
+    assert str(found) == f"+3.63 [{theirs.low:+.2f}, {theirs.high:+.2f}] (clear)"
+
+
+def test_a_difference_is_clear_when_its_interval_leaves_out_zero():
+    assert paired({0: 1.0, 1: 1.1}, {0: 0.0, 1: 0.0}).clear
+    assert not paired({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0}).clear
+    assert paired({0: 0.0, 1: 0.0}, {0: 1.0, 1: 1.1}).clear
+
+
+def test_seeds_are_paired_and_one_seed_has_no_interval():
+    a, b = {2: 5.0, 0: 1.0, 7: 100.0}, {0: 0.0, 2: 4.0, 9: -100.0}
+    assert paired(a, b)[:3] == (1.0, 1.0, 1.0)
+    one = paired({0: 70.0}, {0: 79.0})
+    assert str(one) == "-9.00 (one seed: no interval)" and not one.clear
+    with pytest.raises(CourseError, match="no seed in both"):
+        paired({0: 1.0}, {1: 1.0})
+
+
+def test_an_experiment_is_read_by_arm_and_seed(tmp_path):
+    for seed, figures in ((0, {"accuracy": 80.0}), (1, {})):
+        record = {"arm": "k = 2", "settings": {"seed": seed}, "figures": figures}
+        path = tmp_path / "toy" / f"k-2-seed{seed}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record | {"diverged": not figures}))
+    records = experiment("toy", tmp_path)
+    assert by_seed(records, "k = 2", "accuracy") == {0: 80.0}  # seed 1 diverged
+    assert by_seed(records, "another", "accuracy") == {}
+    with pytest.raises(CourseError, match="no experiment 'other'.*; there are: toy"):
+        experiment("other", tmp_path)
+
+
+def test_mean_and_deviation():
     assert mean_std([80.0, 82.0]) == "81.00 ± 1.41" and mean_std([80.0]) == "80.00"

@@ -3,8 +3,10 @@
 import argparse
 import inspect
 import re
+import runpy
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from normcourse.data import load_data
@@ -51,6 +53,7 @@ def make_parser() -> Parser:
     add = commands.add_parser("report", help=about, description=about).add_argument
     add("--runs", default="runs", help="folder that holds the runs (default: runs)")
     add("--data", help="where the images are (default: $NORMCOURSE_DATA, or where they are found)")
+    add("--publish", action="store_true", help="write README's results, images/, results/")
     return parser
 
 
@@ -118,6 +121,12 @@ def summary(record: Record) -> str:
     return f"{run}: train {train:.2f} %, {held_out} {test:.2f} %, {size}"
 
 
+def publish(runs: str) -> str:
+    """Publish the runs in the checkout that this package lies in, by its experiments/publish.py."""
+    script = Path(__file__).parents[2] / "experiments" / "publish.py"
+    return str(runpy.run_path(str(script))["publish"](runs))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is 2 for input that cannot be used, 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe cannot encode every class name
@@ -128,7 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.pop("command") == "train":
             train(options)
         else:
-            print(report(options["runs"], options["data"]))
+            runs, data = options["runs"], options["data"]
+            print(publish(runs) if options["publish"] else report(runs, data))
     except (CourseError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as error:

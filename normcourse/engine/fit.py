@@ -9,7 +9,6 @@ import ctypes
 import math
 import time
 import timeit
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -82,15 +81,11 @@ def fit(
 
 
 def start(
-    settings: Settings,
-    data: Data,
-    device: torch.device,
-    bf16: bool | None = None,  # None: what is faster here
-    prepare: Callable[[nn.Module], object] | None = None,
+    settings: Settings, data: Data, device: torch.device, bf16: Any = None, prepare: Any = None
 ) -> Run:
     """A fresh run: weights drawn from the seed, the optimizers, the fastest way of this machine.
 
-    An experiment may ``prepare`` the network, in place.
+    An experiment says whether it is bf16, and may ``prepare`` the fresh network, in place.
     """
     parallel.check_sync_bn(settings.sync_bn, device)
     keep_freed_memory()
