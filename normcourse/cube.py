@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from normcourse import plot
@@ -147,43 +146,3 @@ def explore() -> None:
     picture = widgets.interactive_output(draw, chosen)
     rows = [norm, widgets.HBox([N, C, G]), widgets.HBox(list(at.values())), picture]
     display(widgets.VBox(rows))
-
-
-# --- which norm when ------------------------------------------------------------------------------
-
-
-CHOICES = (
-    (
-        "Tokens or sequences?\n(transformer, recurrent net)",
-        "ln",
-        "Layer Norm over the features\n(or RMSNorm)",
-    ),
-    ("Should the contrast of each\nimage go? (style transfer)", "in", "Instance Norm"),
-    (
-        "A convnet, 16 or more images\nper device, which may mix?",
-        "bn",
-        "Batch Norm\n(mind train and eval)",
-    ),
-)
-
-
-def draw_choice() -> Any:
-    """Draw which norm when: questions down the left, the answer to a yes on the right."""
-    figure, (axis,) = new_figure(1, 4.2)
-    for k, (question, norm, answer) in enumerate(CHOICES):
-        draw_box(axis, 0, -k, question, "#555555")
-        draw_box(axis, 0.58, -k, answer, COLORS[norm])
-        axis.annotate("", (0.575, -k), (0.425, -k), arrowprops={"arrowstyle": "->"})
-        axis.text(0.5, -k + 0.06, "yes", ha="center", va="bottom")
-        axis.annotate("", (0.21, -k - 0.69), (0.21, -k - 0.31), arrowprops={"arrowstyle": "->"})
-        axis.text(0.225, -k - 0.5, "no", ha="left", va="center")
-    draw_box(axis, 0, -3, "Group Norm\n(32 groups, fewer if C is small)", COLORS["gn"])
-    axis.set(xlim=(-0.01, 1.01), ylim=(-3.4, 0.4))
-    axis.axis("off")
-    return figure
-
-
-def draw_box(axis: Any, x: float, y: float, text: str, color: str) -> None:
-    """A framed text, its left edge at x, its middle at y."""
-    axis.add_patch(Rectangle((x, y - 0.3), 0.42, 0.6, fill=False, edgecolor=color, linewidth=2.5))
-    axis.text(x + 0.21, y, text, ha="center", va="center", fontsize=11)

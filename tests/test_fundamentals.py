@@ -114,7 +114,6 @@ def test_groups_that_do_not_divide_the_channels_are_refused():
 
 FIGURES = {
     "cube": cube.draw_cubes,
-    "which_norm": cube.draw_choice,
     "explorer": lambda: cube.draw_entry("gn", N=3, C=6, G=2, n=1, c=4, h=0, w=1),
 }
 
@@ -140,7 +139,7 @@ def test_images_of_the_readme_stand_in_the_notebook():
                 picture = io.BytesIO(base64.b64decode(output["data"]["image/png"]))
                 width, height = Image.open(picture).size
                 assert width == 850 and 200 < height < 870  # 8.5 inches at 100 dpi
-    assert sorted(names) == ["cube", "explorer", "four_ways", "toy_batch", "which_norm"]
+    assert sorted(names) == ["cube", "explorer", "four_ways", "toy_batch"]
     for name in names:
         assert (NOTEBOOKS.parent / "images" / f"{name}.png").exists()
 
