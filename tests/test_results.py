@@ -1,7 +1,9 @@
 """The published figures: page, records, weights and lr search agree with what is run."""
 
 import importlib.util
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -121,11 +123,44 @@ def test_the_best_rate_is_taken_unless_the_middle_one_is_as_good():
     assert choose({0.015: 78.9, 0.03: 78.3, 0.06: 70}) == 0.015 and choose({0.015: 70}) == 0.015
 
 
-def test_the_page_of_experiments_shows_their_record():
+def test_the_page_of_experiments_shows_the_record_of_what_was_tried():
+    folder = ROOT / "experiments"
+    rows = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    record = json.loads((folder / "levers.json").read_text(encoding="utf-8"))
+    trials = [trial for kind in ("trials", "later", "mirrored") for trial in record[kind]]
+    assert len(trials) == len([row for row in rows if re.match(r"\| (bn|ln|gn) \|", row)])
+    for trial in trials:
+        accuracies, what = trial["val_accuracy"], f"| {trial['norm']} | {trial['what']} |"
+        shown = {f"{accuracies[-1]:.1f}", f"{accuracies[-1]:.2f}"}
+        candidates = [re.split(r" *\| *", row) for row in rows if row.startswith(what)]
+        assert any(shown & set(cells) for cells in candidates), trial
+
+
+def differences(records):
+    """All paired differences of an experiment's arms, as a page shows them."""
+    arms = {record["arm"]: None for record in records}
+    figures = {figure: None for record in records for figure in record["figures"]}
+    values = {}
+    for arm, figure in itertools.product(arms, figures):
+        of_arm = [r for r in records if figure in r["figures"]]
+        values[arm, figure] = by_seed(of_arm, arm, figure)
+    shown = set()
+    for a, b in itertools.permutations(values.values(), 2):
+        if a.keys() & b.keys():
+            shown.add(str(paired(a, b)).partition(" (")[0])
+    return shown
+
+
+def test_the_page_of_experiments_shows_differences_of_their_records():
     page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    levers = script("levers")
-    tables = [levers.table(), levers.later_table("later"), levers.later_table("mirrored")]
-    assert all(each in page for each in [*tables, script("precision").table()])
+    found = 0
+    for section in page.split("\n### ")[1:]:
+        name = re.search(r"\[(\w+)\.py\]", section)
+        numbers = re.findall(r"[+-]\d+\.\d\d \[[^\]]+\]", section.replace("\n", " "))
+        if name and numbers:
+            found += len(numbers)
+            assert set(numbers) <= differences(experiment(name.group(1))), section
+    assert found >= 5
 
 
 def test_every_norm_has_a_name_for_the_reader():
