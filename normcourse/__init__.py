@@ -4,7 +4,7 @@ The lessons use norm, model, data, train, results, plot and cube. What they need
 checkpoints, downloads, several processes and the command line, stands in normcourse.engine.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 from normcourse.data import Data, batches, load_data
 from normcourse.engine.fit import fit
