@@ -4,8 +4,11 @@ import ast
 import base64
 import io
 import json
+import math
+import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -80,6 +83,20 @@ def test_gradcheck(kind, training):
 
     assert torch.autograd.gradcheck(forward, (x, *ours.parameters()))
     assert torch.autograd.gradgradcheck(forward, (x, *ours.parameters()))
+
+
+def test_an_empty_batch_teaches_nothing():
+    ours, theirs = pair(DEFS, "BatchNorm", (0, 4, 2, 2))
+    check_equal(ours, theirs, torch.empty(0, 4, 2, 2))
+    assert ours.running_mean.equal(torch.zeros(4)) and ours.running_var.equal(torch.ones(4))
+
+
+def test_groups_that_cut_through_channels_are_refused():
+    for layer in (DEFS.GroupNorm, torch.nn.GroupNorm):
+        with pytest.raises(ValueError, match="4.*6|6.*4"):
+            layer(4, 6)
+    with pytest.raises(RuntimeError):
+        DEFS.group_norm(torch.zeros(2, 6, 3, 3), 4)
 
 
 def test_batch_norm_refuses_one_value_per_channel():
@@ -162,26 +179,211 @@ def test_explorer_follows_its_sliders(monkeypatch):
     assert G.options == (1, 2, 4)  # 3 groups cannot be: 2 is the next below
 
 
+# --- the exercises --------------------------------------------------------------------------------
+
+SOLUTIONS = NOTEBOOKS / "00_solutions.ipynb"
+
+
+def check_cells(path):
+    """The cells that check an answer, in order."""
+    return [cell for cell in code_cells(path) if re.search(r"^ *check\(", cell, re.M)]
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """All names of notebook 00, after it has run; nothing is drawn."""
+    plt.switch_backend("agg")
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "show", lambda figure, alt: plt.close(figure))
+        patch.setattr(cube, "explore", lambda: None)
+        for cell in code_cells(FUNDAMENTALS):
+            exec(compile(cell, "notebook 00", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def say(lesson, capsys):
+    """A function that gives an exercise some answers, and returns what its check says."""
+
+    def run(exercise, **answers):
+        capsys.readouterr()
+        cell = check_cells(FUNDAMENTALS)[exercise - 1]
+        exec(compile(cell, f"exercise {exercise}", "exec"), lesson | answers)
+        return capsys.readouterr().out
+
+    return run
+
+
+NO_NUMBERS = ["4.12", b"4", {}, {1}, [None], ["x"], object(), print, 1j, float("nan")]
+NO_NUMBERS += [[1.0, 2.0], [[1.0], [2.0, 3.0]], [], (), True, np.array(["x"]), np.zeros(3), -1]
+FUNCTIONS = {1: "pixel_norm", 2: "group_norm_by_layer_norm", 5: "masked_batch_norm"}
+
+
+def test_the_practice_batch_tells_the_norms_apart(lesson):
+    found = list(lesson["by_norm"].values())
+    for k, one in enumerate(found):
+        for other in found[:k]:
+            assert (one - other).abs().max() > 0.5
+
+
 def test_solutions_face_the_checks_of_the_exercises():
-    """Each checking cell stands word for word in the solutions, and says solved there."""
-    checks = []
-    for cell in code_cells(FUNDAMENTALS):
-        if "\ncheck(" in cell or cell.startswith("def check("):
-            checks.append(cell)
-    solutions = code_cells(NOTEBOOKS / "00_solutions.ipynb")
-    assert len(checks) >= 6
-    assert [cell for cell in solutions if cell in checks] == checks
-    text = (NOTEBOOKS / "00_solutions.ipynb").read_text(encoding="utf-8")
-    for number in range(1, len(checks)):
-        assert f"exercise {number}: solved" in text
+    """Each check stands word for word in the solutions, and says solved there."""
+    for names in ("def check(", "def as_numbers(", "practice = "):
+        (cell,) = [cell for cell in code_cells(FUNDAMENTALS) if names in cell]
+        assert cell in code_cells(SOLUTIONS)
+    checks = check_cells(FUNDAMENTALS)
+    assert len(checks) == 6 and check_cells(SOLUTIONS) == checks
+    text = SOLUTIONS.read_text(encoding="utf-8")
+    for exercise in ("1", "2", "3", "4", "5", "6 A", "6 B", "6 C", "6 D"):
+        assert f"exercise {exercise}: solved" in text
 
 
-def test_exercise_check_tells_right_from_wrong(capsys):
-    expected = torch.tensor([1.0, 2.0])
-    for answer in (None, [1.0, 3.0], [1.0], [1.0, 2.0]):
-        DEFS.check(1, answer, expected)
-    verdicts = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
-    assert verdicts == ["open", "not yet", "not yet", "solved"]
+@pytest.mark.parametrize("exercise", FUNCTIONS)
+def test_a_function_of_anything_is_checked(say, exercise):
+    def answering(answer):
+        return say(exercise, **{FUNCTIONS[exercise]: lambda *_: answer})
+
+    assert "open" in answering(None)
+    for answer in NO_NUMBERS:
+        assert "not yet" in answering(answer), answer
+
+
+def right(lesson, exercise):
+    """The right answer of exercise 1, 2 or 5, by torch.nn."""
+    x, mask = lesson["practice"], lesson.get("mask")
+    if exercise == 1:
+        return torch.nn.LayerNorm(6)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).detach()
+    if exercise == 2:
+        return torch.nn.GroupNorm(3, 6)(x).detach()
+    y = torch.zeros_like(lesson["tokens"])
+    y[mask] = torch.nn.BatchNorm1d(4)(lesson["tokens"][mask]).detach()
+    return y
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS)
+def test_the_right_tensor_is_accepted_in_any_form(say, lesson, exercise):
+    y = right(lesson, exercise)
+    for answer in (y, y.double(), y.numpy(), y.tolist(), y.clone().requires_grad_()):
+        assert "solved" in say(exercise, **{FUNCTIONS[exercise]: lambda *_, a=answer: a})
+    wrong = [y.int(), y[0], y.flatten(), y[None], y.transpose(1, 2), y.flip(0), -y, 1.05 * y]
+    wrong += [y + 0.05, torch.zeros_like(y), y * torch.nan, [y, y], y > 0, (y, None), str(y)]
+    for answer in wrong:
+        assert "not yet" in say(exercise, **{FUNCTIONS[exercise]: lambda *_, a=answer: a}), answer
+
+
+def over(axes, correction=0, view=None):
+    """A norm of x by the mean and the variance over axes, perhaps of a view."""
+
+    def norm(x, *_):
+        z = x.reshape(view) if view else x
+        var, mean = torch.var_mean(z, axes, correction=correction, keepdim=True)
+        return ((z - mean) / (var + 1e-5).sqrt()).reshape(x.shape)
+
+    return norm
+
+
+IN_3, IN_2, IN_6 = ((2, G, 6 // G, 4, 5) for G in (3, 2, 6))
+OTHER_NORMS = {
+    "BN": over((0, 2, 3)),
+    "LN": over((1, 2, 3)),
+    "IN": over((2, 3)),
+    "GN(2)": over((2, 3, 4), view=IN_2),
+}
+WRONG = {
+    1: OTHER_NORMS | {"GN(3)": over((2, 3, 4), view=IN_3), "unbiased": over(1, 1)},
+    2: OTHER_NORMS | {"per pixel": over(1), "unbiased": over((2, 3, 4), 1, IN_3)},
+    5: {"with padding": over((0, 1)), "LN": over(2), "IN": over(1)},
+}
+WRONG[1] |= {"the batch": over(0), "everything": over((0, 1, 2, 3))}
+WRONG[1] |= {"not divided": lambda x: x - x.mean(1, keepdim=True)}
+
+
+@pytest.mark.parametrize(
+    ("exercise", "name"), [(exercise, name) for exercise in WRONG for name in WRONG[exercise]]
+)
+def test_another_norm_is_refused(say, exercise, name):
+    assert "not yet" in say(exercise, **{FUNCTIONS[exercise]: WRONG[exercise][name]})
+
+
+def test_a_check_names_what_is_wrong(say, lesson):
+    x = lesson["practice"]
+    assert say(1, pixel_norm=OTHER_NORMS["LN"]) == "exercise 1: not yet: this is LN\n"
+    assert "factor of 0.91" in say(1, pixel_norm=WRONG[1]["unbiased"])
+    assert "the shape is (2, 4, 5), not (2, 6, 4, 5)" in say(1, pixel_norm=lambda x: x.mean(1))
+    assert "a str, not" in say(1, pixel_norm=str)
+    assert "off by up to" in say(1, pixel_norm=lambda x: x)
+    by_hand = x.view(2, 2, 3, 4, 5).transpose(1, 2)  # every third channel is a group
+    dealt = over((2, 3, 4))(by_hand).transpose(1, 2).reshape(x.shape)
+    assert "GN of other groups" in say(2, group_norm_by_layer_norm=lambda *_: dealt)
+    assert "BN with the padding" in say(5, masked_batch_norm=WRONG[5]["with padding"])
+
+
+def test_a_masked_norm_with_the_unbiased_variance_is_refused(say):
+    def masked(x, mask):
+        y = torch.zeros_like(x)
+        y[mask] = over(0, correction=1)(x[mask])
+        return y
+
+    assert "factor" in say(5, masked_batch_norm=masked)
+
+
+@pytest.mark.parametrize("answer", [4.12, torch.tensor(4.12), np.float32(4.1221), np.array(4.12)])
+def test_exercise_3_accepts(say, answer):
+    assert "solved" in say(3, answer_3=answer)
+
+
+def test_exercise_3_refuses(say):
+    for answer in [*NO_NUMBERS, 4.1, 4.14, 4, 1.22, 4.35, 3.62, [4.12], torch.tensor([4.12])]:
+        assert "not yet" in say(3, answer_3=answer), answer
+    assert "training mode" in say(3, answer_3=(5 - 3) / (8 / 3) ** 0.5)
+    assert "biased variance" in say(3, answer_3=4.7 / (0.9 + 0.1 * 8 / 3) ** 0.5)
+    assert "open" in say(3, answer_3=None)
+
+
+@pytest.mark.filterwarnings("ignore:Creating a tensor from a list of numpy")
+def test_exercise_4(say):
+    def steps(momentum, share):
+        return math.log(share) / math.log(1 - momentum)
+
+    assert "solved" in say(4, batches_needed=lambda *of: math.ceil(steps(*of)))
+    assert "solved" in say(4, batches_needed=lambda *of: torch.tensor(steps(*of)).ceil())
+    assert "open" in say(4, batches_needed=lambda *_: None)
+    assert "still weighs more" in say(4, batches_needed=lambda *of: int(steps(*of)))
+    assert "Keras" in say(4, batches_needed=lambda m, s: math.floor(math.log(s, m)) + 1)
+    for answer in (*NO_NUMBERS, 44, [44, 459], torch.zeros(2)):
+        assert "not yet" in say(4, batches_needed=lambda *_, a=answer: a), answer
+    assert "not yet" in say(4, batches_needed=steps)  # not rounded
+    assert "not yet" in say(4, batches_needed=lambda m, _: None if m < 0.1 else 44)
+
+
+def test_exercise_6(say):
+    solved = {"norm_a": "LN", "norm_b": "BN", "norm_c": "GN", "norm_d": "IN"}
+    assert say(6, **solved).count("solved") == 4
+    assert say(6).count("open") == 4
+    for name, norm in solved.items():
+        for guess in ({"BN", "LN", "IN", "GN"} - {norm}) | {"", "bn2", 7, print}:
+            assert say(6, **solved | {name: guess}).count("solved") == 3
+        for guess in (["LN"], {}, torch.ones(2), np.ones(2)):
+            assert say(6, **solved | {name: guess}).count("not yet") == 1
+
+
+def test_answers_are_folded():
+    """The output that answers a prediction is folded, and so is its explanation."""
+    cells = json.loads(FUNDAMENTALS.read_text(encoding="utf-8"))["cells"]
+    asked = 0
+    for k, cell in enumerate(cells[1:], 1):
+        if cell["cell_type"] == "code":
+            folded = cell["metadata"].get("jupyter") == {"outputs_hidden": True}
+            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
+        elif "**Predict.**" in "".join(cell["source"]):
+            asked += 1
+            texts = (each for each in cells[k + 1 :] if each["cell_type"] == "markdown")
+            found = next("".join(text["source"]) for text in texts)
+            assert found.startswith("<details><summary>What came out</summary>\n\n")
+            answers = [each for each in cells[k + 1 :] if each.get("outputs")]
+            assert "hide-output" in answers[0]["metadata"]["tags"]
+    assert asked >= 15
 
 
 def test_layers_are_short():

@@ -22,9 +22,11 @@ NO_BUFFER = "self.running_mean = torch.zeros(num_features)"
 PARAMETER = "self.running_mean = nn.Parameter(torch.zeros(num_features))"
 VAR_BUFFER = 'self.register_buffer("running_var", torch.ones(num_features))'
 NOT_SAVED = VAR_BUFFER[:-1] + ", persistent=False)"
-X_HAT = "\n    x_hat = normalize(z, *statistics(z, {}), eps)"
-NEIGHBOURS = "num_groups, -1)  # (N, G, C/G * H * W)" + X_HAT.format("2")
-IN_TURN = "-1, num_groups, x[0, 0].numel())" + X_HAT.format("(1, 3)")
+NEIGHBOURS = """z = x.reshape(N, num_groups, C // num_groups, *positions)  # (N, G, C/G, H, W)
+    axes = list(range(2, z.dim()))  # C/G, H, W"""
+IN_TURN = """z = x.reshape(N, C // num_groups, num_groups, *positions)
+    axes = [1, *range(3, z.dim())]"""
+POSITIONS = "positions = list(range(2, x.dim()))"
 IN_ONE_LAYER = {
     "BatchNorm": [
         ("biased running variance", "training", "var * m / (m - 1)", "var"),
@@ -40,7 +42,7 @@ IN_ONE_LAYER = {
         ("over the last axis only", "training", "range(-len(normalized_shape), 0)", "[-1]"),
         ("no shift", "training", "* weight + bias", "* weight"),
     ],
-    "InstanceNorm": [("over all channels", "training", "num_groups=x.shape[1]", "num_groups=1")],
+    "InstanceNorm": [("over all channels", "training", POSITIONS, POSITIONS.replace("2", "1"))],
     "GroupNorm": [("channels dealt out to groups in turn", "training", NEIGHBOURS, IN_TURN)],
 }
 CASES = [(kind, *mutant) for mutant in IN_ALL_LAYERS for kind in KINDS]

@@ -12,6 +12,7 @@ PRIVATE_PATH = re.compile(r"/(?:home|root|tmp|work|Users)/|[A-Z]:\\\\?[A-Za-z]|s
 TRACEBACK = "Traceback (most recent call last)"
 MARK = re.compile(r"NBVAL_\w+", re.IGNORECASE)  # a comment for nbval: ours are tags of the cell
 TAGS = {"nbval-ignore-output", "nbval-check-output", "nbval-raises-exception", "nbval-skip"}
+FOLD = "hide-output"  # the answer to a prediction: a site folds it, JupyterLab by the metadata
 LONGEST = 100  # characters of a code line
 
 
@@ -84,7 +85,7 @@ def problems_of_the_source(cell: dict) -> list[str]:
 
 
 def problems_of_the_tags(cell: dict) -> list[str]:
-    """A tag is one of nbval's, or image-NAME on a cell that shows one picture."""
+    """A tag is one of nbval's, or folds an answer, or is image-NAME where one picture is shown."""
     tags = cell["metadata"].get("tags", [])
     if not isinstance(tags, list):  # nbval passes over them
         return [f"tags that are no list: {tags!r}"]
@@ -96,7 +97,9 @@ def problems_of_the_tags(cell: dict) -> list[str]:
         if tag.startswith("image-") and tag != "image-":
             if pictures != 1:
                 found.append(f"{pictures} pictures in the cell tagged {tag}")
-        elif tag not in TAGS or cell["cell_type"] != "code":
+        elif tag == FOLD and cell["metadata"].get("jupyter") != {"outputs_hidden": True}:
+            found.append("an answer that JupyterLab does not fold")
+        elif tag not in {*TAGS, FOLD} or cell["cell_type"] != "code":
             found.append(f"a tag that nothing reads: {tag!r}")
     return found
 
@@ -185,6 +188,7 @@ DIRTY = {
     "a tag in capitals": (example(tags=["NBVAL-SKIP"]), "a tag"),
     "tags as text": (example(tags="nbval-skip"), "tags that are no list"),
     "nbval's tag on text": (tagged_text("nbval-skip"), "a tag"),
+    "an answer in sight": (example(tags=["hide-output"]), "an answer that"),
     "an image without a name": (example(tags=["image-"], outputs=[PNG]), "a tag"),
     "an image that is not there": (example(tags=["image-cube"]), "0 pictures"),
     "an image that is text": (example(tags=["image-cube"], outputs=[printed("x")]), "0 pictures"),
