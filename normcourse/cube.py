@@ -1,5 +1,6 @@
 """Who shares a mean with whom: the sets S_i, drawn from the axes that the code averages over."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,36 +114,14 @@ def draw_entry(norm: str, N: int, C: int, G: int, n: int, c: int, h: int, w: int
     return figure
 
 
-def explore() -> None:
-    """Sliders over ``draw_entry``; needs ipywidgets and a running kernel.
+def explore() -> Any:
+    """The explorer as a widget: choose a norm and a shape, click an entry, see who shares its mean.
 
-    G offers the divisors of C only.
+    It works in the browser alone (explorer.mjs), so it needs no running kernel once it is shown.
     """
-    import ipywidgets as widgets
-    from IPython.display import display
+    import anywidget
 
-    norm = widgets.ToggleButtons(options=[(NORMS[key], key) for key in AXES])
-    N = widgets.IntSlider(3, 1, 4, description="N")
-    C = widgets.IntSlider(6, 1, 8, description="C")
-    G = widgets.Dropdown(options=[2], description="G (GN)")
-    at = {}
-    for letter in "nchw":
-        at[letter] = widgets.IntSlider(0, 0, 1, description=letter)
+    class Explorer(anywidget.AnyWidget):
+        _esm = Path(__file__).with_name("explorer.mjs")
 
-    def limits(*_: Any) -> None:
-        before = G.value
-        G.options = [g for g in range(1, C.value + 1) if C.value % g == 0]
-        G.value = max(g for g in G.options if g <= before)
-        at["n"].max, at["c"].max = N.value - 1, C.value - 1
-
-    def draw(norm: str, N: int, C: int, G: int, n: int, c: int, h: int, w: int) -> None:
-        n, c = min(n, N - 1), min(c, C - 1)  # while N or C moves, they may point beyond the batch
-        plot.show(draw_entry(norm, N, C, G, n, c, h, w), "the chosen entry and its set")
-
-    limits()
-    for slider in (N, C):
-        slider.observe(limits, "value")
-    chosen = {"norm": norm, "N": N, "C": C, "G": G, **at}
-    picture = widgets.interactive_output(draw, chosen)
-    rows = [norm, widgets.HBox([N, C, G]), widgets.HBox(list(at.values())), picture]
-    display(widgets.VBox(rows))
+    return Explorer()

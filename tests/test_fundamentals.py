@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,8 @@ from notebook_tools import FUNDAMENTALS, NOTEBOOKS, code_cells, definitions
 from PIL import Image
 
 from normcourse import CourseError, cube, plot
-from normcourse.norm import AXES, grouped, shared_set
+from normcourse.norm import AXES, NORMS, grouped, shared_set
+from normcourse.plot import COLORS
 
 DEFS = definitions()
 
@@ -161,22 +163,15 @@ def test_images_of_the_readme_stand_in_the_notebook():
         assert (NOTEBOOKS.parent / "images" / f"{name}.png").exists()
 
 
-def test_explorer_follows_its_sliders(monkeypatch):
-    """Whatever the sliders say, also halfway through a change of shape, the figure exists."""
-    drawn, shown = [], []
-    monkeypatch.setattr("IPython.display.display", shown.append)
-    monkeypatch.setattr(plot, "show", lambda figure, alt: plt.close(figure))
-    draw_entry = cube.draw_entry
-    monkeypatch.setattr(cube, "draw_entry", lambda *args: drawn.append(args) or draw_entry(*args))
-    cube.explore()
-    norm, shape, at, _ = shown[0].children
-    N, C, G = shape.children
-    n, c, _, _ = at.children
-    assert drawn[-1] == ("bn", 3, 6, 2, 0, 0, 0, 0)
-    G.value, c.value, n.value = 3, 5, 2
-    C.value, N.value, norm.value = 4, 1, "gn"
-    assert drawn[-1] == ("gn", 1, 4, 2, 0, 3, 0, 0)
-    assert G.options == (1, 2, 4)  # 3 groups cannot be: 2 is the next below
+def test_the_explorer_is_the_file_beside_the_module():
+    script = (Path(cube.__file__).parent / "explorer.mjs").read_text(encoding="utf-8")
+    assert cube.explore()._esm == script and "export default" in script
+
+
+def test_the_explorer_names_and_colours_the_norms_as_the_figures_do():
+    script = cube.explore()._esm
+    for norm in AXES:
+        assert f'{norm}: {{ name: "{NORMS[norm]}", color: "{COLORS[norm]}"' in script
 
 
 # --- the exercises --------------------------------------------------------------------------------
