@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -151,16 +152,28 @@ def differences(records):
     return shown
 
 
-def test_the_page_of_experiments_shows_differences_of_their_records():
+def means(records):
+    """The mean over seeds of every figure of every arm, as a page shows it."""
+    reached = {}
+    for record in records:
+        for figure, value in record["figures"].items():
+            reached.setdefault((record["arm"], figure), []).append(value)
+    return {f"{statistics.mean(values):.1f}" for values in reached.values()}
+
+
+def test_the_page_of_experiments_shows_figures_of_their_records():
     page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     found = 0
     for section in page.split("\n### ")[1:]:
-        name = re.search(r"\[(\w+)\.py\]", section)
-        numbers = re.findall(r"[+-]\d+\.\d\d \[[^\]]+\]", section.replace("\n", " "))
-        if name and numbers:
-            found += len(numbers)
-            assert set(numbers) <= differences(experiment(name.group(1))), section
-    assert found >= 5
+        name = re.search(r"Protocol: \[(\w+)\.py\]", section)
+        if name is None:
+            continue
+        records, text = experiment(name.group(1)), section.replace("\n", " ")
+        intervals = re.findall(r"[+-]\d+\.\d\d \[[^\]]+\]", text)
+        percents = re.findall(r"(\d+\.\d) %", text)
+        found += len(intervals) + len(percents)
+        assert set(intervals) <= differences(records) and set(percents) <= means(records), name
+    assert found >= 15
 
 
 def test_every_norm_has_a_name_for_the_reader():
