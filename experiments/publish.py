@@ -43,7 +43,8 @@ if Path("..", "normcourse", "__init__.py").exists():
     sys.path.insert(0, str(Path("..").resolve()))
 elif importlib.util.find_spec("normcourse") is None:
     if "google.colab" in sys.modules or "NORMCOURSE_REPOSITORY" in os.environ:
-        for what in (["--no-deps", ADDRESS], ["torchinfo", "scikit-learn", "tqdm", "requests"]):
+        packages = ["anywidget", "torchinfo", "scikit-learn", "tqdm", "requests"]
+        for what in (["--no-deps", ADDRESS], packages):
             subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *what])
         importlib.invalidate_caches()
     if importlib.util.find_spec("normcourse") is None:

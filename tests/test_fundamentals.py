@@ -4,7 +4,6 @@ import ast
 import base64
 import io
 import json
-import math
 import re
 from pathlib import Path
 
@@ -181,7 +180,7 @@ SOLUTIONS = NOTEBOOKS / "00_solutions.ipynb"
 
 def check_cells(path):
     """The cells that check an answer, in order."""
-    return [cell for cell in code_cells(path) if re.search(r"^ *check\(", cell, re.M)]
+    return [cell for cell in code_cells(path) if re.search(r"^ *check(_name)?\(", cell, re.M)]
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +211,11 @@ def say(lesson, capsys):
 
 NO_NUMBERS = ["4.12", b"4", {}, {1}, [None], ["x"], object(), print, 1j, float("nan")]
 NO_NUMBERS += [[1.0, 2.0], [[1.0], [2.0, 3.0]], [], (), True, np.array(["x"]), np.zeros(3), -1]
-FUNCTIONS = {1: "pixel_norm", 2: "group_norm_by_layer_norm", 5: "masked_batch_norm"}
+FUNCTIONS = {1: "pixel_norm", 2: "group_norm_by_layer_norm", 4: "masked_batch_norm"}
 
 
 def test_the_practice_batch_tells_the_norms_apart(lesson):
-    found = list(lesson["by_norm"].values())
+    found = list(lesson["torch_norms"](lesson["practice"], 3).values())
     for k, one in enumerate(found):
         for other in found[:k]:
             assert (one - other).abs().max() > 0.5
@@ -224,13 +223,13 @@ def test_the_practice_batch_tells_the_norms_apart(lesson):
 
 def test_solutions_face_the_checks_of_the_exercises():
     """Each check stands word for word in the solutions, and says solved there."""
-    for names in ("def check(", "def as_numbers(", "practice = "):
+    for names in ("def check(", "def as_numbers(", "practice = ", "PRACTICE = "):
         (cell,) = [cell for cell in code_cells(FUNDAMENTALS) if names in cell]
         assert cell in code_cells(SOLUTIONS)
     checks = check_cells(FUNDAMENTALS)
-    assert len(checks) == 6 and check_cells(SOLUTIONS) == checks
+    assert len(checks) == 5 and check_cells(SOLUTIONS) == checks
     text = SOLUTIONS.read_text(encoding="utf-8")
-    for exercise in ("1", "2", "3", "4", "5", "6 A", "6 B", "6 C", "6 D"):
+    for exercise in ("1", "2", "3", "4", "5 A", "5 B", "5 C", "5 D"):
         assert f"exercise {exercise}: solved" in text
 
 
@@ -244,54 +243,133 @@ def test_a_function_of_anything_is_checked(say, exercise):
         assert "not yet" in answering(answer), answer
 
 
-def right(lesson, exercise):
-    """The right answer of exercise 1, 2 or 5, by torch.nn."""
-    x, mask = lesson["practice"], lesson.get("mask")
-    if exercise == 1:
-        return torch.nn.LayerNorm(6)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).detach()
-    if exercise == 2:
-        return torch.nn.GroupNorm(3, 6)(x).detach()
-    y = torch.zeros_like(lesson["tokens"])
-    y[mask] = torch.nn.BatchNorm1d(4)(lesson["tokens"][mask]).detach()
+def masked(x, mask):
+    y = torch.zeros_like(x)
+    y[mask] = torch.nn.BatchNorm1d(x.shape[2])(x[mask]).detach()
     return y
 
 
+RIGHT = {  # by torch.nn
+    1: lambda x: torch.nn.LayerNorm(x.shape[1])(x.movedim(1, 3)).movedim(3, 1).detach(),
+    2: lambda x, G: torch.nn.GroupNorm(G, x.shape[1])(x).detach(),
+    4: masked,
+}
+
+
+def answering(say, exercise, change):
+    """What the check says of the right function with its output changed."""
+    right = RIGHT[exercise]
+    return say(exercise, **{FUNCTIONS[exercise]: lambda *given: change(right(*given))})
+
+
+FORMS = [lambda y: y, torch.Tensor.double, torch.Tensor.numpy, torch.Tensor.tolist]
+FORMS += [lambda y: y.clone().requires_grad_()]
+CHANGES = [
+    lambda y: y.int(),
+    lambda y: y[0],
+    lambda y: y.flatten(),
+    lambda y: y[None],
+    lambda y: y.transpose(1, 2),
+    lambda y: y.flip(1),
+    lambda y: -y,
+    lambda y: 1.05 * y,
+    lambda y: y + 0.05,
+    torch.zeros_like,
+    lambda y: y * torch.nan,
+    lambda y: [y, y],
+    lambda y: y > 0,
+    lambda y: (y, None),
+    str,
+]
+
+
 @pytest.mark.parametrize("exercise", FUNCTIONS)
-def test_the_right_tensor_is_accepted_in_any_form(say, lesson, exercise):
-    y = right(lesson, exercise)
-    for answer in (y, y.double(), y.numpy(), y.tolist(), y.clone().requires_grad_()):
-        assert "solved" in say(exercise, **{FUNCTIONS[exercise]: lambda *_, a=answer: a})
-    wrong = [y.int(), y[0], y.flatten(), y[None], y.transpose(1, 2), y.flip(0), -y, 1.05 * y]
-    wrong += [y + 0.05, torch.zeros_like(y), y * torch.nan, [y, y], y > 0, (y, None), str(y)]
-    for answer in wrong:
-        assert "not yet" in say(exercise, **{FUNCTIONS[exercise]: lambda *_, a=answer: a}), answer
+def test_the_right_tensor_is_accepted_in_any_form(say, exercise):
+    for form in FORMS:
+        assert f"exercise {exercise}: solved" in answering(say, exercise, form)
+    for k, change in enumerate(CHANGES):
+        assert "not yet" in answering(say, exercise, change), k
 
 
-def over(axes, correction=0, view=None):
-    """A norm of x by the mean and the variance over axes, perhaps of a view."""
+@pytest.mark.parametrize("exercise", FUNCTIONS)
+def test_a_function_may_work_in_place_but_not_cheat(say, lesson, exercise):
+    """The check hands out copies: what happens to them changes no later answer."""
+    before = lesson["practice"].clone()
+
+    def in_place(x, *more):
+        return x.copy_(RIGHT[exercise](x, *more))
+
+    name = FUNCTIONS[exercise]
+    assert "solved" in say(exercise, **{name: in_place})
+    assert "not yet" in say(exercise, **{name: lambda x, *_: x.zero_()})
+    assert lesson["practice"].equal(before) and lesson["PRACTICE"].equal(before)
+    assert say(5, **SOLVED).count("solved") == 4
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS)
+def test_an_answer_for_the_first_batch_alone_is_refused(say, lesson, exercise):
+    given = next(iter(lesson["EXERCISES"][exercise][2].values()))
+    y = RIGHT[exercise](*given)
+    said = say(exercise, **{FUNCTIONS[exercise]: lambda *_: y.clone()})
+    assert "not yet: right on the first batch; with" in said
+
+
+def over(axes, correction=0, view=None, eps=1e-5):
+    """A norm of x by the mean and the variance over axes, perhaps of a view in groups."""
 
     def norm(x, *_):
-        z = x.reshape(view) if view else x
+        z = x.reshape(len(x), view, -1, *x.shape[2:]) if view else x
         var, mean = torch.var_mean(z, axes, correction=correction, keepdim=True)
-        return ((z - mean) / (var + 1e-5).sqrt()).reshape(x.shape)
+        return ((z - mean) / (var + eps).sqrt()).reshape(x.shape)
 
     return norm
 
 
-IN_3, IN_2, IN_6 = ((2, G, 6 // G, 4, 5) for G in (3, 2, 6))
 OTHER_NORMS = {
     "BN": over((0, 2, 3)),
     "LN": over((1, 2, 3)),
     "IN": over((2, 3)),
-    "GN(2)": over((2, 3, 4), view=IN_2),
+    "GN(2)": over((2, 3, 4), view=2),
 }
 WRONG = {
-    1: OTHER_NORMS | {"GN(3)": over((2, 3, 4), view=IN_3), "unbiased": over(1, 1)},
-    2: OTHER_NORMS | {"per pixel": over(1), "unbiased": over((2, 3, 4), 1, IN_3)},
-    5: {"with padding": over((0, 1)), "LN": over(2), "IN": over(1)},
+    1: OTHER_NORMS | {"GN(3)": over((2, 3, 4), view=3), "unbiased": over(1, 1)},
+    2: OTHER_NORMS | {"per pixel": over(1), "unbiased": over((2, 3, 4), 1, 3)},
+    4: {"with padding": over((0, 1)), "LN": over(2), "IN": over(1)},
 }
 WRONG[1] |= {"the batch": over(0), "everything": over((0, 1, 2, 3))}
 WRONG[1] |= {"not divided": lambda x: x - x.mean(1, keepdim=True)}
+WRONG[1] |= {"no eps": over(1, eps=0), "another eps": over(1, eps=1e-3)}
+
+
+def eps_outside(x):
+    var, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+    return (x - mean) / (var.sqrt() + 1e-5)
+
+
+def masked_by(change, correction=0, eps=1e-5):
+    """Exercise 4 with an error in it."""
+
+    def norm(x, mask):
+        y = torch.zeros_like(x)
+        y[mask] = over(0, correction, eps=eps)(x[mask])
+        return change(y, x, mask)
+
+    return norm
+
+
+def zeros_taken_for_padding(x, mask):
+    return masked(x, x.ne(0).any(2))
+
+
+WRONG[1]["eps outside the root"] = eps_outside
+WRONG[2]["three groups"] = lambda x, G: torch.nn.functional.group_norm(x, 3 if len(x) > 1 else 1)
+WRONG[2]["no eps"] = lambda x, G: torch.nn.functional.group_norm(x, G, eps=1e-12)
+WRONG[4] |= {
+    "the input at padding": masked_by(lambda y, x, mask: torch.where(mask.unsqueeze(2), y, x)),
+    "zeros taken for padding": zeros_taken_for_padding,
+    "unbiased": masked_by(lambda y, *_: y, correction=1),
+    "no eps": masked_by(lambda y, *_: y, eps=0),
+}
 
 
 @pytest.mark.parametrize(
@@ -301,26 +379,22 @@ def test_another_norm_is_refused(say, exercise, name):
     assert "not yet" in say(exercise, **{FUNCTIONS[exercise]: WRONG[exercise][name]})
 
 
-def test_a_check_names_what_is_wrong(say, lesson):
-    x = lesson["practice"]
+def test_a_check_names_what_is_wrong(say):
     assert say(1, pixel_norm=OTHER_NORMS["LN"]) == "exercise 1: not yet: this is LN\n"
     assert "factor of 0.91" in say(1, pixel_norm=WRONG[1]["unbiased"])
     assert "the shape is (2, 4, 5), not (2, 6, 4, 5)" in say(1, pixel_norm=lambda x: x.mean(1))
     assert "a str, not" in say(1, pixel_norm=str)
     assert "off by up to" in say(1, pixel_norm=lambda x: x)
-    by_hand = x.view(2, 2, 3, 4, 5).transpose(1, 2)  # every third channel is a group
-    dealt = over((2, 3, 4))(by_hand).transpose(1, 2).reshape(x.shape)
-    assert "GN of other groups" in say(2, group_norm_by_layer_norm=lambda *_: dealt)
-    assert "BN with the padding" in say(5, masked_batch_norm=WRONG[5]["with padding"])
+    assert "off by up to" in say(1, pixel_norm=lambda x: -RIGHT[1](x))  # no factor of -1
+    assert "tiny variance: off by" in say(1, pixel_norm=WRONG[1]["no eps"])
 
+    def dealt(x, G):  # every third channel is a group
+        by_hand = x.view(len(x), -1, G, *x.shape[2:]).transpose(1, 2)
+        return over((2, 3, 4))(by_hand).transpose(1, 2).reshape(x.shape)
 
-def test_a_masked_norm_with_the_unbiased_variance_is_refused(say):
-    def masked(x, mask):
-        y = torch.zeros_like(x)
-        y[mask] = over(0, correction=1)(x[mask])
-        return y
-
-    assert "factor" in say(5, masked_batch_norm=masked)
+    assert "GN of other groups" in say(2, group_norm_by_layer_norm=dealt)
+    assert "BN with the padding" in say(4, masked_batch_norm=WRONG[4]["with padding"])
+    assert "factor" in say(4, masked_batch_norm=WRONG[4]["unbiased"])
 
 
 @pytest.mark.parametrize("answer", [4.12, torch.tensor(4.12), np.float32(4.1221), np.array(4.12)])
@@ -329,38 +403,45 @@ def test_exercise_3_accepts(say, answer):
 
 
 def test_exercise_3_refuses(say):
-    for answer in [*NO_NUMBERS, 4.1, 4.14, 4, 1.22, 4.35, 3.62, [4.12], torch.tensor([4.12])]:
+    for answer in [*NO_NUMBERS, 4.1, 4.13, 4.14, 4, 1.22, 4.35, 3.62, [4.12], torch.tensor([4.12])]:
         assert "not yet" in say(3, answer_3=answer), answer
     assert "training mode" in say(3, answer_3=(5 - 3) / (8 / 3) ** 0.5)
     assert "biased variance" in say(3, answer_3=4.7 / (0.9 + 0.1 * 8 / 3) ** 0.5)
     assert "open" in say(3, answer_3=None)
+    assert "factor" not in say(3, answer_3=4.7 / 1.3)
 
 
-@pytest.mark.filterwarnings("ignore:Creating a tensor from a list of numpy")
-def test_exercise_4(say):
-    def steps(momentum, share):
-        return math.log(share) / math.log(1 - momentum)
-
-    assert "solved" in say(4, batches_needed=lambda *of: math.ceil(steps(*of)))
-    assert "solved" in say(4, batches_needed=lambda *of: torch.tensor(steps(*of)).ceil())
-    assert "open" in say(4, batches_needed=lambda *_: None)
-    assert "still weighs more" in say(4, batches_needed=lambda *of: int(steps(*of)))
-    assert "Keras" in say(4, batches_needed=lambda m, s: math.floor(math.log(s, m)) + 1)
-    for answer in (*NO_NUMBERS, 44, [44, 459], torch.zeros(2)):
-        assert "not yet" in say(4, batches_needed=lambda *_, a=answer: a), answer
-    assert "not yet" in say(4, batches_needed=steps)  # not rounded
-    assert "not yet" in say(4, batches_needed=lambda m, _: None if m < 0.1 else 44)
+SOLVED = {"norm_a": "LN", "norm_b": "BN", "norm_c": "GN", "norm_d": "IN"}
 
 
-def test_exercise_6(say):
-    solved = {"norm_a": "LN", "norm_b": "BN", "norm_c": "GN", "norm_d": "IN"}
-    assert say(6, **solved).count("solved") == 4
-    assert say(6).count("open") == 4
-    for name, norm in solved.items():
-        for guess in ({"BN", "LN", "IN", "GN"} - {norm}) | {"", "bn2", 7, print}:
-            assert say(6, **solved | {name: guess}).count("solved") == 3
-        for guess in (["LN"], {}, torch.ones(2), np.ones(2)):
-            assert say(6, **solved | {name: guess}).count("not yet") == 1
+def test_exercise_5(say):
+    assert say(5, **SOLVED).count("solved") == 4
+    assert say(5).count("open") == 4
+    for name, norm in SOLVED.items():
+        for guess in {"BN", "LN", "IN", "GN"} - {norm}:
+            said = say(5, **SOLVED | {name: guess})
+            assert said.count("solved") == 3 and said.count("no, try again") == 1
+        for guess in ("", "bn2", 7, print, ["LN"], {}, torch.ones(2), np.ones(2)):
+            said = say(5, **SOLVED | {name: guess})
+            assert said.count("solved") == 3 and said.count("not yet") == 1
+
+
+def test_a_norm_may_be_named_in_any_way(say):
+    for guess in ("ln", "Layer Norm", "LN ", "LayerNorm", "layer norm"):
+        assert say(5, **SOLVED | {"norm_a": guess}).count("solved") == 4
+    for guess in ("bn", "Batch Norm", "batchnorm"):
+        assert say(5, **SOLVED | {"norm_b": guess}).count("solved") == 4
+
+
+def test_the_answers_are_folded_in_one_cell():
+    """No check cell shows the answer: it calls, and the cells that know the answer are folded."""
+    for cell in check_cells(FUNDAMENTALS):
+        assert "F." not in cell and "nn." not in cell and len(cell.splitlines()) <= 2
+    for path in (FUNDAMENTALS, SOLUTIONS):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if "EXERCISES = {" in source or source.startswith("def unknown("):
+                assert cell["metadata"]["jupyter"] == {"source_hidden": True}
 
 
 def test_answers_are_folded():
