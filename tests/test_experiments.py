@@ -427,6 +427,17 @@ def test_behind_a_norm_the_gradient_is_across_the_weights(common, small):
     assert all(value > 0 for name, value in figures["bn"].items() if name.startswith("growth"))
 
 
+def test_every_experiment_has_a_protocol_and_the_command_knows_it(common, command):
+    for name in command.NAMES:
+        experiment = module(name)
+        for word in ("Varies:", "Held:", "Judged", "Control", "Seeds", "Cost", "found"):
+            assert word in experiment.__doc__, (name, word)
+        paths = [common.record_path(name, trial) for trial in experiment.trials()]
+        assert len(set(paths)) == len(paths) > 0
+    others = {"common", "run", "publish", "lr_search"}
+    assert {path.stem for path in FOLDER.glob("*.py")} - others == set(command.NAMES)
+
+
 # --- the committed records ------------------------------------------------------------------------
 
 
