@@ -42,12 +42,12 @@ def wheel(tmp_path_factory):
     return found
 
 
-def test_the_wheel_holds_the_library_its_records_and_weights(wheel):
+def test_the_wheel_holds_the_library_its_records_weights_and_explorer(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("normcourse/")}
     kept = set()
     for path in (ROOT / "normcourse").rglob("*.*"):
-        if path.suffix in (".py", ".json", ".pt"):
+        if path.suffix in (".py", ".json", ".pt", ".mjs"):
             kept.add(path.relative_to(ROOT).as_posix())
     assert held == kept
     assert "normcourse/engine/fit.py" in kept and any(name.endswith(".pt") for name in kept)
