@@ -14,11 +14,12 @@ Judged on 5,000 training images held out, after the last epoch; the five epochs 
 no part in choosing a rate. A training whose loss is no longer finite counts as 10 %, chance.
 Control: at a rate of 1e-6 nothing can be learned in two epochs; both arms must stay near chance.
 Seeds 0, 1, 2 (rates), 3, 4, 5 (five epochs). Cost: about 70 trainings of 1.5 and 12 of 7 minutes on
-one core. Tried first, one network each way: without a norm bf16 learns like fp32.
+one core. To be tried first: one network without a norm in fp32; only if bf16 alone keeps it from
+learning is all of it done in fp32.
 The papers found: Ioffe & Szegedy: 72.2 % after 31 million steps without, 2.1 million with Batch
 Norm at 5 times the rate. Bjorck, ResNet-110, CIFAR-10: without Batch Norm 0.0001 was the largest
-rate that trained; at that rate both generalize alike; with Batch Norm and 0.1 the accuracy is five
-points above.
+rate that trained; at that rate both generalize alike; with Batch Norm and 0.1 the accuracy is
+higher.
 """
 
 from collections.abc import Iterator
