@@ -1,7 +1,10 @@
 import hashlib
+import importlib.util
 import os
 import pickle
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,24 @@ from PIL import Image
 
 from normcourse.data import Data, load_data
 from normcourse.engine import sources
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+def script(name):
+    """The module experiments/NAME.py; benchmarks, too, has a run.py."""
+    spec = importlib.util.spec_from_file_location(f"experiments_{name}", EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    """Lets a test import what stands in experiments/, as its command does."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    yield EXPERIMENTS
+    sys.path.remove(str(EXPERIMENTS))
 
 
 @pytest.fixture(scope="session", autouse=True)

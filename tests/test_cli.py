@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_folder
+from conftest import make_folder, script
 from PIL import Image
-from test_results import script
 from test_train import same
 
 from normcourse import CourseError
@@ -360,7 +359,8 @@ def test_publish_outside_a_checkout_names_what_is_missing(runs, tmp_path, capsys
     installed = tmp_path / "site" / "normcourse" / "engine" / "cli.py"
     monkeypatch.setattr(cli, "__file__", str(installed))
     assert main(["report", "--publish", "--runs", str(runs)]) == 2
-    assert "experiments/publish.py" in errors(capsys)[-1]
+    last = errors(capsys)[-1]
+    assert "experiments/publish.py is not there" in last and "publish from a checkout" in last
 
 
 def test_the_command_publishes_by_the_script_of_the_checkout(runs, capsys):

@@ -4,12 +4,11 @@ import importlib
 import importlib.util
 import json
 import math
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import EXPERIMENTS, script
 from torch import nn
 
 from normcourse import fit, results
@@ -17,14 +16,7 @@ from normcourse.engine.record import read_record
 from normcourse.norm import exchange_norms
 from normcourse.train import Settings, build, default_settings, learning_rate
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("experiments")
 
 
 @pytest.fixture
@@ -45,11 +37,8 @@ def shared():
 
 @pytest.fixture
 def command(common):
-    """experiments/run.py, which is not the only module of that name."""
-    spec = importlib.util.spec_from_file_location("experiments_run", FOLDER / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """experiments/run.py."""
+    return script("run")
 
 
 def short(trial, **changed):
@@ -435,7 +424,7 @@ def test_every_experiment_has_a_protocol_and_the_command_knows_it(common, comman
         paths = [common.record_path(name, trial) for trial in experiment.trials()]
         assert len(set(paths)) == len(paths) > 0
     others = {"common", "run", "publish", "lr_search"}
-    assert {path.stem for path in FOLDER.glob("*.py")} - others == set(command.NAMES)
+    assert {path.stem for path in EXPERIMENTS.glob("*.py")} - others == set(command.NAMES)
 
 
 # --- the committed records ------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """What Instance Norm removes: the features, the controls and the records of the experiment."""
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,8 @@ from normcourse import results
 from normcourse.data import batches
 from normcourse.train import default_settings, percent_correct, predict
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+pytestmark = pytest.mark.usefixtures("experiments")
 PLAIN, KEPT, OWN = "Instance Norm", "Instance Norm with gamma and beta kept", "Group Norm"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
+pytestmark = pytest.mark.usefixtures("experiments")
 
 
 @pytest.fixture
@@ -28,7 +20,7 @@ def transformer():
 
 
 @pytest.fixture(scope="module")
-def text(_path):
+def text(experiments):
     import transformer
 
     return transformer.load(None)

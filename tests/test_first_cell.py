@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[0-3]_[!s]*.ipynb"))
@@ -15,11 +16,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[0-3]_[!s]*.ipynb"))
 @pytest.fixture(scope="module")
 def publish():
     """The module experiments/publish.py."""
-    path = ROOT / "experiments" / "publish.py"
-    spec = importlib.util.spec_from_file_location("publish", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("publish")
 
 
 @pytest.fixture

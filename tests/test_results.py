@@ -1,6 +1,5 @@
 """The published figures: page, records, weights and lr search agree with what is run."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import script
 from matplotlib import pyplot
 from scipy import stats
 
@@ -33,14 +33,6 @@ from normcourse.train import LEARNING_RATES, build
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = published_records()
-
-
-def script(name):
-    """The module experiments/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def of_net(net):
