@@ -16,7 +16,7 @@ from normcourse.engine.record import find_records
 from normcourse.engine.report import report, write_report
 from normcourse.errors import CourseError
 from normcourse.norm import NORMS
-from normcourse.results import Record, data_folder
+from normcourse.results import NETS, Record, data_folder
 from normcourse.train import Settings, default_settings
 
 MAIN = ["bn", "ln", "gn"]  # the norms of the assignment
@@ -65,8 +65,7 @@ def add_train_options(add: Any) -> None:
     unset, usual, published = argparse.SUPPRESS, default_settings(), default_settings("reference")
     norms = "; ".join(f"{key}: {name}" for key, name in NORMS.items())
     sources = "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or a folder of images"
-    nets = ("normnet", "reference")
-    add("--net", choices=nets, default="normnet", help="the course's or the published designs")
+    add("--net", choices=NETS, default="normnet", help="the course's or the published designs")
     add("--norm", nargs="+", choices=list(NORMS), default=MAIN, metavar="NORM", help=norms)
     add("--seed", nargs="+", type=int, default=[0], help="draws weights and batches; a run each")
     add("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=unset)
@@ -124,6 +123,8 @@ def summary(record: Record) -> str:
 def publish(runs: str) -> str:
     """Publish the runs in the checkout that this package lies in, by its experiments/publish.py."""
     script = Path(__file__).parents[2] / "experiments" / "publish.py"
+    if not script.exists():
+        raise CourseError(f"{script} is not there; publish from a checkout of the course")
     return str(runpy.run_path(str(script))["publish"](runs))
 
 

@@ -253,9 +253,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # no public name yet
-    if device.type != "cpu" or not supported():
-        return False
-    return product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+    there = device.type == "cpu" and bool(supported())
+    return there and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
 
 
 def product_seconds(dtype: torch.dtype) -> float:
