@@ -9,6 +9,7 @@ processor, version and precision.
 
 import fcntl
 import json
+import math
 import re
 import statistics
 import time
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import init
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import update_bn
 
 from normcourse import results
@@ -115,6 +118,34 @@ def claimed(path: Path) -> Iterator[bool]:
         lock.unlink(missing_ok=True)
 
 
+def train_steps(
+    loss: Callable[[], Tensor],
+    val_loss: Callable[[], float],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    steps: int,
+    every: int,
+) -> list[dict[str, float]]:
+    """A training counted in steps: its losses after every ``every``, while they are finite.
+
+    ``loss`` draws a batch and gives its loss, ``val_loss`` that of what judges.
+    """
+    losses, history = [], []
+    for step in range(1, steps + 1):
+        new = loss()
+        optimizer.zero_grad()
+        new.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(new.item())
+        if step % every == 0:
+            train, val = sum(losses[-every:]) / every, val_loss()
+            if not math.isfinite(train + val):
+                break
+            history.append({"step": step, "train_loss": train, "val_loss": val})
+    return history
+
+
 # --- trainings of the course's networks -----------------------------------------------------------
 
 
@@ -145,13 +176,13 @@ class Training:
         run = fit.start(self.settings, data, CPU, self.bf16, self.prepare)
         fit.resume(run, path)
         diverged = False
-        while len(run.history) < self.settings.epochs and not diverged:
+        while len(run.history) < self.settings.epochs:
             self.before_epoch(run, data)
             try:
                 figures = fit.train_and_evaluate(run, data, progress=True)
             except DivergedError:
                 diverged = True
-                continue
+                break
             run.history.append(figures | self.after_epoch(run, data))
             fit.save_checkpoint(run, path)
         return {

@@ -26,7 +26,6 @@ goes on to longer sequences with the last step's statistics; theirs were of the 
 """
 
 import copy
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -34,8 +33,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common import train_steps
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LinearLR
 
 from normcourse.model import count_parameters
 
@@ -237,22 +238,15 @@ def train(network: Recurrent, trial: Trial, data: Data) -> list[dict[str, float]
     """The losses after every 50 steps; they end where one is not finite."""
     generator = seeded(trial.seed)
     optimizer = torch.optim.Adam(network.parameters(), trial.rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, STEPS)
-    losses, history = [], []
-    for step in range(STEPS):
-        loss = loss_of(network, draw(trial.batch_size, 1, LONGEST, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if (step + 1) % EVERY == 0:
-            train_loss = sum(losses[-EVERY:]) / EVERY
-            val_loss = evaluate(network, data.batches["validation"])[0]
-            if not math.isfinite(train_loss + val_loss):
-                break
-            history.append({"step": step + 1, "train_loss": train_loss, "val_loss": val_loss})
-    return history
+    schedule = LinearLR(optimizer, 1, 0, STEPS)
+
+    def loss() -> Tensor:
+        return loss_of(network, draw(trial.batch_size, 1, LONGEST, generator))
+
+    def val_loss() -> float:
+        return evaluate(network, data.batches["validation"])[0]
+
+    return train_steps(loss, val_loss, optimizer, schedule, STEPS, EVERY)
 
 
 # --- judging --------------------------------------------------------------------------------------

@@ -37,9 +37,11 @@ from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
 import torch
+from common import train_steps
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import init
+from torch.optim.lr_scheduler import LambdaLR
 
 from normcourse.model import count_parameters
 
@@ -207,22 +209,18 @@ def trials() -> Iterator[Trial]:
 
 def train(model: nn.Module, trial: Trial, data: Text) -> list[dict[str, float]]:
     """The losses after every 50 steps; they end where one is not finite."""
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
-    stream, losses, history = batches(data, trial.seed), [], []
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = trial.rate * share(step, KINDS[trial.kind].warm_up)
-        loss = loss_of(model, next(stream))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % EVERY == 0:
-            train_loss, val_loss = sum(losses[-EVERY:]) / EVERY, held_out_loss(model, data)
-            if not math.isfinite(train_loss + val_loss):
-                break
-            history.append({"step": step + 1, "train_loss": train_loss, "val_loss": val_loss})
-    return history
+    stream = batches(data, trial.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), trial.rate, betas=(0.9, 0.98))
+    warm_up = KINDS[trial.kind].warm_up
+    schedule = LambdaLR(optimizer, lambda step: share(step, warm_up))
+
+    def loss() -> Tensor:
+        return loss_of(model, next(stream))
+
+    def val_loss() -> float:
+        return held_out_loss(model, data)
+
+    return train_steps(loss, val_loss, optimizer, schedule, STEPS, EVERY)
 
 
 def share(step: int, warm_up: bool) -> float:
