@@ -29,13 +29,14 @@ from torch.optim.swa_utils import update_bn
 from normcourse import results
 from normcourse.data import Data, batches, split_validation
 from normcourse.engine import fit
-from normcourse.engine.record import origin, write_record
+from normcourse.engine.record import device_name, origin, write_record
 from normcourse.errors import DivergedError
 from normcourse.model import count_parameters
 from normcourse.results import Record
 from normcourse.train import Settings, percent_correct, predict
 
 CPU = torch.device("cpu")
+DEVICE = fit.pick_device()  # of trainings on images; the others are small, and stay on the CPU
 
 
 class Trial(Protocol):
@@ -95,12 +96,12 @@ def missing(experiment: str, trials: Iterable[Trial]) -> list[Trial]:
 
 
 def made_here(path: Path) -> bool:
-    """Whether there is a record, of this processor and this version of torch."""
+    """Whether there is a record, of this machine and this version of torch."""
     if not path.exists():
         return False
-    record, here = json.loads(path.read_text(encoding="utf-8")), origin(CPU, "")
-    same_torch = record["versions"]["torch"] == here["versions"]["torch"]
-    return same_torch and record["device"] == here["device"]
+    record = json.loads(path.read_text(encoding="utf-8"))
+    same_torch = record["versions"]["torch"] == str(torch.__version__)
+    return same_torch and record["device"] in (device_name(CPU), device_name(DEVICE))
 
 
 @contextmanager
@@ -171,9 +172,11 @@ class Training:
         """The seed of the settings."""
         return self.settings.seed
 
+    @torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)  # as fit()
     def measure(self, data: Data, path: Path) -> dict[str, Any]:
         """Epoch by epoch, from the checkpoint if there is one."""
-        run = fit.start(self.settings, data, CPU, self.bf16, self.prepare)
+        data = data.to(DEVICE)
+        run = fit.start(self.settings, data, DEVICE, self.bf16, self.prepare)
         fit.resume(run, path)
         diverged = False
         while len(run.history) < self.settings.epochs:

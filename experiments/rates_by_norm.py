@@ -6,7 +6,7 @@ the network lowers its own rate (van Laarhoven 2017; Arora et al. 2019). Does th
 what rate?
 Varies: the norm, and the learning rate: 0.01 to 1, and beyond where the best is at the edge.
 Held: plain SGD with momentum 0.9, a constant rate, no decay, He's initialization, one epoch of all
-50,000 training images, batches of 128, bf16; the first weights and the order of images.
+50,000 training images, batches of 128, fp32; the first weights and the order of images.
 Judged on the 10,000 test images; nothing is chosen by them for another experiment. Also how much
 the weights of each convolution have grown: their norm over that at the start. A training whose loss
 is no longer finite counts as 10 %, chance.
@@ -23,7 +23,7 @@ from functools import partial
 
 import torch
 from common import (
-    CPU,
+    DEVICE,
     Training,
     final_accuracy,
     he_initialization,
@@ -57,7 +57,7 @@ def trainings(norm: str, step: int) -> list[Training]:
     sgd = {"optimizer": "sgd", "schedule": "step", "weight_decay": 0.0, "lr": power(step)}
     for seed in SEEDS:
         settings = default_settings(norm=norm, seed=seed, epochs=1, **sgd)
-        found.append(Training(arm, settings, he_initialization, at_end=judge))
+        found.append(Training(arm, settings, he_initialization, at_end=judge, bf16=False))
     return found
 
 
@@ -67,7 +67,7 @@ def load(source: str | None) -> Data:
 
 def judge(run: fit.Run, data: Data) -> dict[str, float]:
     """The accuracy, the growth of each convolution's weights, and the control."""
-    start = fit.start(run.settings, data, CPU, True, he_initialization).model
+    start = fit.start(run.settings, data, DEVICE, False, he_initialization).model
     before, figures = convolutions(start), final_accuracy(run, data)
     for name, weight in convolutions(run.model).items():
         figures[f"growth {name}"] = (weight.norm() / before[name].norm()).item()

@@ -45,12 +45,13 @@ def main(words: list[str] | None = None) -> None:
     names = options.names or NAMES
     if unknown := set(names) - set(NAMES):
         parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    for name in names:
-        module = importlib.import_module(name)
-        if options.list:
-            print(told(name, module))
-        else:
-            run(name, module, options.data)
+    modules = {name: importlib.import_module(name) for name in names}
+    if options.list:
+        print("\n".join(told(name, module) for name, module in modules.items()))
+        return
+    while left := [name for name in names if missing(name, modules[name].trials())]:
+        if not any([run(name, modules[name], options.data) for name in left]):
+            time.sleep(5)  # other processes are at work on the last ones
 
 
 def told(name: str, module: ModuleType) -> str:
@@ -67,21 +68,19 @@ def told(name: str, module: ModuleType) -> str:
     return "\n  missing: ".join([*lines, *(f"{trial.arm}, seed {trial.seed}" for trial in left)])
 
 
-def run(name: str, module: ModuleType, source: str | None) -> None:
-    """Train what is missing of an experiment, beside other processes that do the same."""
-    if not missing(name, module.trials()):
-        return
-    data = module.load(source)
-    while left := missing(name, module.trials()):  # some wait for the records of others
-        taken = 0
-        for trial in left:
+def run(name: str, module: ModuleType, source: str | None) -> bool:
+    """Train what is missing of an experiment and no other process has taken; whether any was."""
+    data, count, before = None, 0, -1
+    while count > before:  # a record can make more trials known
+        before = count
+        for trial in missing(name, module.trials()):
             with claimed(record_path(name, trial)) as mine:
                 if mine and not made_here(record_path(name, trial)):
-                    taken += 1
+                    data = data or module.load(source)
                     record = run_trial(name, module.__doc__, trial, data)
                     print(f"{name}, {summary(record)}", flush=True)
-        if not taken:
-            time.sleep(5)  # another process is at work on the last ones
+                    count += 1
+    return count > 0
 
 
 def summary(record: Record) -> str:

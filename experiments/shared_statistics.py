@@ -133,7 +133,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, PartBatchNorm):
-            plain = nn.BatchNorm2d(module.num_features)
+            plain = nn.BatchNorm2d(module.num_features, device=module.weight.device)
             plain.load_state_dict(module.state_dict())
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, plain)
