@@ -24,6 +24,7 @@ from normcourse.train import MAX_EPOCHS, Settings, build, default_settings
 RESULTS = Path(__file__).with_name("results")  # the published records and weights
 EXPERIMENTS = RESULTS / "experiments"
 NETS = {"normnet": "NormNet", "reference": "Reference"}
+SHORT_EPOCHS = 5  # enough for 80 % on CIFAR-10, in a few minutes
 Record = dict[str, Any]
 
 
@@ -53,17 +54,21 @@ def published(settings: Settings) -> tuple[Path, Record] | tuple[None, None]:
 
 
 def trained(
-    settings: Settings, data: Data, retrain: bool = False, runs: str | Path = "runs"
+    settings: Settings, data: Data, retrain: str | None = None, runs: str | Path = "runs"
 ) -> tuple[nn.Module, Record]:
     """The network that ``settings`` name, trained, and the record of a training.
 
-    Prints where both come from. They are the published ones. With ``retrain``, or where none are
-    published, it is trained now, into ``runs``: a run that was stopped goes on there, a finished
-    one is read. On other images than CIFAR-10 the record is the published one, and the network
-    learns a sample of the images for some seconds.
+    Prints where both come from. They are the published ones. With ``retrain``, "short" (5 epochs)
+    or "full", or where none are published, it is trained now, into ``runs``: a run that was stopped
+    goes on there, a finished one is read. On other images than CIFAR-10 the record is the published
+    one, and the network learns a sample of the images for some seconds.
     """
     from normcourse.engine.fit import fit  # a whole run: one door further in
 
+    if retrain not in (None, "short", "full"):
+        raise CourseError(f"RETRAIN is {retrain!r}; allowed: None, 'short', 'full'")
+    if retrain == "short":
+        settings = replace(settings, epochs=SHORT_EPOCHS)
     weights, record = (None, None) if retrain else published(settings)
     if weights is None or record is None:
         folder = data_folder(runs, data.name)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from normcourse import NormNet, default_settings, predict
+from normcourse import CourseError, NormNet, default_settings, predict
 from normcourse.norm import NORMS, activations
 from normcourse.results import published, trained
 from normcourse.train import percent_correct
@@ -51,7 +51,7 @@ def test_other_images_get_a_network_of_their_own_and_the_published_record(digits
 
 def test_retrain_trains_and_an_unpublished_run_is_trained(small, tmp_path):
     settings = default_settings(norm="bn", epochs=1, batch_size=16)
-    for retrain in (True, False):  # the second time it is read
+    for retrain in ("full", None):  # the second time it is read
         model, record = trained(settings, small, retrain, runs=tmp_path)
         assert record["data"] == "digits"
         assert record["settings"] == asdict(settings)
@@ -59,6 +59,20 @@ def test_retrain_trains_and_an_unpublished_run_is_trained(small, tmp_path):
     accuracy = percent_correct(predicted, small.test_labels)
     assert accuracy == pytest.approx(record["history"][-1]["test_accuracy"])
     assert len(list(tmp_path.rglob("*.json"))) == 1
+
+
+def test_the_short_recipe_is_the_same_with_fewer_epochs(small, tmp_path):
+    settings = default_settings(norm="gn", batch_size=16)
+    _, record = trained(settings, small, "short", runs=tmp_path)
+    assert record["settings"] == asdict(settings) | {"epochs": 5} and len(record["history"]) == 5
+    assert record["history"][-1]["lr"] < 0.1 * settings.lr  # its own cycle ends
+
+
+@pytest.mark.parametrize("retrain", [True, False, "long", 5])
+def test_any_other_retrain_says_what_is_allowed(small, tmp_path, retrain):
+    with pytest.raises(CourseError, match="allowed: None, 'short', 'full'"):
+        trained(default_settings(), small, retrain, runs=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("norm", "axes"), [("bn", (0, 2, 3)), ("ln", (1, 2, 3))])
