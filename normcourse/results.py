@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,41 +209,36 @@ def groups(records: list[Record]) -> list[list[Record]]:
     return list(grouped.values())
 
 
-HEADER = """\
-| network | norm | parameters | epochs | lr | seeds | train accuracy (%) | test accuracy (%) | \
-flip-averaged (%) | seconds |
-|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"""
-
-
-def table(records: list[Record]) -> str:
-    """The results as a Markdown table, a row for each network.
+def table(records: list[Record], columns: Sequence[str] = ()) -> str:
+    """The results as a Markdown table of all columns, or of some; a row for each network.
 
     Mean and standard deviation over its seeds.
     """
-    lines = [HEADER]
-    for runs in groups(records):
-        lines.append(f"| {' | '.join(row(runs))} |")
-    return "\n".join(lines)
+    rows = [row(runs) for runs in groups(records)]
+    names = list(columns or rows[0])
+    rule = "|".join("---" if name in ("network", "norm") else "--:" for name in names)
+    lines = [" | ".join(cells[name] for name in names) for cells in rows]
+    return "\n".join([f"| {' | '.join(names)} |", f"|{rule}|", *(f"| {line} |" for line in lines)])
 
 
-def row(runs: list[Record]) -> list[str]:
-    """The cells of a row of the table, for runs that differ in their seed alone."""
+def row(runs: list[Record]) -> dict[str, str]:
+    """A row of the table by its columns, for runs that differ in their seed alone."""
     settings, parameters = runs[0]["settings"], runs[0]["parameters"]
     over = " (over the limit)" if parameters >= MAX_PARAMETERS else ""
     held_out, note = ("val", " (validation)") if settings["validate"] else ("test", "")
     last = [run["history"][-1] for run in runs]
-    return [
-        NETS[settings["net"]],
-        label(settings),
-        f"{parameters:,}{over}",
-        str(settings["epochs"]),
-        f"{settings['lr']:g}",
-        str(len(runs)),
-        mean_std([epoch["train_accuracy"] for epoch in last]),
-        mean_std([epoch[f"{held_out}_accuracy"] for epoch in last]) + note,
-        mean_std([run["flip_accuracy"] for run in runs]),
-        f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
-    ]
+    return {
+        "network": NETS[settings["net"]],
+        "norm": label(settings),
+        "parameters": f"{parameters:,}{over}",
+        "epochs": str(settings["epochs"]),
+        "lr": f"{settings['lr']:g}",
+        "seeds": str(len(runs)),
+        "train accuracy (%)": mean_std([epoch["train_accuracy"] for epoch in last]),
+        "test accuracy (%)": mean_std([epoch[f"{held_out}_accuracy"] for epoch in last]) + note,
+        "flip-averaged (%)": mean_std([run["flip_accuracy"] for run in runs]),
+        "seconds": f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
+    }
 
 
 def provenance(records: list[Record]) -> str:
