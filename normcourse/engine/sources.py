@@ -106,14 +106,27 @@ def _cached(path: Path, files: list[str], build: Callable[[], Data]) -> Data:
         key.update(os.fsencode(f"{file}|{status.st_size}|{status.st_mtime_ns}\n"))
     cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
     try:
-        return Data(*torch.load(cache, weights_only=True))
-    except Exception:  # not there yet, or cut short: decode again
+        return _checked(Data(*torch.load(cache, weights_only=True)))
+    except Exception:  # not there yet, or not what was written there: decode again
         data = build()
     try:
         write_file(cache, lambda file: torch.save(tuple(data), file))
     except OSError as error:
         print(f"note: the decoded images are not kept ({error})", file=sys.stderr)
     return data
+
+
+def _checked(data: Data) -> Data:
+    """The same data, hashed anew; raises an error where its parts do not fit together."""
+    parts = [data.train_images, data.train_labels, data.test_images, data.test_labels]
+    for images, labels in (parts[:2], parts[2:]):
+        fits = images.shape == (len(labels), 3, 32, 32) and not labels.is_floating_point()
+        if not fits or not 0 <= labels.min() <= labels.max() < len(data.classes):
+            raise ValueError("images or labels that cannot be")
+    fresh = make_data(data.name, data.copy.rpartition(" ")[0], data.classes, parts)
+    if fresh.copy != data.copy:
+        raise ValueError("other content than was written")
+    return fresh
 
 
 def _name(path: Path, classes: tuple[str, ...], parts: list[Tensor]) -> str:
