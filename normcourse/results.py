@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -92,17 +93,22 @@ def trained_briefly(fit: Callable[..., Record], settings: Settings, data: Data) 
     few = data._replace(train_images=images, train_labels=labels)
     short = replace(settings, epochs=3, batch_size=64, lr=settings.lr * 0.7, flip=False)
     with tempfile.TemporaryDirectory() as folder:
-        fit(short, few, folder)
+        fit(short, few, folder, progress=False)
         return load_weights(settings, data, Path(folder) / f"{run_name(short, few)}.pt")
 
 
 def load_weights(settings: Settings, data: Data, weights: Path) -> nn.Module:
-    """The network with a file's weights, in eval mode. Raises CourseError if they are missing."""
+    """The network with a file's weights, in eval mode. Raises CourseError if it has not them."""
     if not weights.exists():
         message = f"{weights}, the weights, is missing"
         raise CourseError(f"{message}; delete {weights.stem}.json to train this run again")
     model = build(settings, len(data.classes))
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    try:
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # a file that is cut short, or something else, fails in many ways
+        message = f"{weights} does not hold this network's weights ({type(error).__name__})"
+        again = f"delete it and {weights.stem}.json to train this run again"
+        raise CourseError(f"{message}; {again}") from error
     return model.eval()
 
 
@@ -200,13 +206,13 @@ def table_order(record: Record) -> tuple[Any, ...]:
 
 
 def groups(records: list[Record]) -> list[list[Record]]:
-    """Runs that differ in nothing but the seed, together."""
-    grouped: dict[str, list[Record]] = {}
+    """Runs that differ in nothing but the seed, together; a record that was copied counts once."""
+    grouped: dict[str, dict[int, Record]] = {}
     for record in records:
         settings = record["settings"] | {"seed": None}
         key = json.dumps([record["data"], record["copy"], settings], sort_keys=True)
-        grouped.setdefault(key, []).append(record)
-    return list(grouped.values())
+        grouped.setdefault(key, {}).setdefault(record["settings"]["seed"], record)
+    return [list(runs.values()) for runs in grouped.values()]
 
 
 def table(records: list[Record], columns: Sequence[str] = ()) -> str:
@@ -250,7 +256,13 @@ def provenance(records: list[Record]) -> str:
         lines["Data"].add(f"{r['data']} ({r['copy']}; {train:,} training, {test:,} test images)")
         lines["Hardware"].add(f"{r['device']}, {r['threads']} thread(s), {r['precision']}")
         lines["Versions"].add(f"{versions} on {r['system']}")
-    return "\n".join(f"- {name}: {'; '.join(sorted(found))}" for name, found in lines.items())
+    said = {name: plain("; ".join(sorted(found))) for name, found in lines.items()}
+    return "\n".join(f"- {name}: {text}" for name, text in said.items())
+
+
+def plain(text: str) -> str:
+    """What a record says, as text on one line: Markdown and HTML in it do nothing."""
+    return re.sub(r"[^\w .,;()+@®™/-]", "?", text)
 
 
 def mean_std(values: list[float]) -> str:

@@ -9,7 +9,7 @@ from normcourse.data import Data, load_data, split_validation
 from normcourse.engine.record import RECORDS, find_records, write_file
 from normcourse.engine.sources import find_cifar10
 from normcourse.errors import CourseError
-from normcourse.results import NETS, Record, groups, label, provenance, table
+from normcourse.results import NETS, Record, groups, label, plain, provenance, table
 
 
 def report(runs: str | Path, source: str | None = None) -> str:
@@ -25,7 +25,7 @@ def report(runs: str | Path, source: str | None = None) -> str:
     for folder in folders:
         first = next(iter(find_records(folder).values()))
         text = write_report(folder, find_images(first["data"], source))
-        texts.append(f"## {first['data']}\n\n{text}\nPictures: {folder}")
+        texts.append(f"## {plain(first['data'])}\n\n{text}\nPictures: {folder}")
     return "\n\n".join(texts)
 
 
