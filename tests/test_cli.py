@@ -20,7 +20,7 @@ from normcourse import CourseError
 from normcourse.engine import cli, report
 from normcourse.engine.cli import main
 from normcourse.engine.record import find_records
-from normcourse.results import table
+from normcourse.results import RESULTS, published_records, table
 
 
 @pytest.fixture
@@ -250,12 +250,12 @@ PUBLISH = script("publish")
 
 def notebook(*outputs):
     """A notebook with a badge, a first cell and a picture to be published."""
-    title = {
-        "cell_type": "markdown",
-        "metadata": {},
-        "source": ["# One\n", "[![](colab-badge)]()\n"],
-    }
-    first = {"cell_type": "code", "metadata": {}, "source": ["import old"], "outputs": []}
+    badge = (
+        "[![](badge)](https://colab.research.google.com/github/OLD/normcourse/blob/main/1.ipynb)"
+    )
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# One\n", badge]}
+    address = "git+https://github.com/OLD/normcourse"
+    first = {"cell_type": "code", "metadata": {}, "source": [address], "outputs": []}
     tags = {"tags": ["image-normnet-bn-mistakes"]}
     shown = {"cell_type": "code", "metadata": tags, "source": ["draw()"], "outputs": list(outputs)}
     return json.dumps({"cells": [title, first, shown]})
@@ -268,12 +268,17 @@ def output(picture):
     return {"output_type": "display_data", "data": data, "metadata": metadata}
 
 
+def marked(name):
+    """A part of a page that publishing writes."""
+    return f"{PUBLISH.START.format(name)}\noutdated\n{PUBLISH.END.format(name)}"
+
+
 @pytest.fixture
 def checkout(tmp_path):
     root = tmp_path / "checkout"
     for folder in ("images", "notebooks", "normcourse/results"):
         (root / folder).mkdir(parents=True)
-    page = f"# Title\n\n{PUBLISH.START}\noutdated\n{PUBLISH.END}\n\nafter\n"
+    page = f"# Title\n\n{marked('results')}\n\nafter\n"
     (root / "README.md").write_text(page, encoding="utf-8")
     (root / "images" / "outdated.png").touch()
     (root / "notebooks" / "01_one.ipynb").write_text(notebook(output(b"pixels")), encoding="utf-8")
@@ -315,10 +320,7 @@ def test_publish_writes_readme_images_records_and_weights(folder, runs, checkout
     PUBLISH.publish(runs, root=checkout)
     text = (checkout / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Title") and text.endswith("after\n") and "outdated" not in text
-    assert table(list(find_records(runs / "insects").values())) in text
-    assert re.findall(r"!\[(.*)\]\((.*)\)", text) == [
-        ("Ten mistakes", "images/normnet-bn-mistakes.png")
-    ]
+    assert table(list(find_records(runs / "insects").values()), PUBLISH.SHORT) in text
     (picture,) = (checkout / "images").iterdir()  # the outdated one is gone
     assert picture.name == "normnet-bn-mistakes.png" and picture.read_bytes() == b"pixels"
     kept = checkout / "normcourse" / "results"
@@ -335,12 +337,50 @@ def test_publish_writes_readme_images_records_and_weights(folder, runs, checkout
 
 def test_publish_writes_the_address_into_the_notebooks(checkout):
     path = checkout / "notebooks" / "01_one.ipynb"
+    before = path.read_text(encoding="utf-8")
     PUBLISH.address_notebook(path)
     title, first, shown = json.loads(path.read_text(encoding="utf-8"))["cells"]
     address = PUBLISH.REPOSITORY.removeprefix("https://github.com/")
-    assert f"{address}/blob/main/notebooks/01_one.ipynb" in title["source"][1]
-    assert f"git+{PUBLISH.REPOSITORY}" in "".join(first["source"])
-    assert title["source"][0] == "# One\n" and shown["source"] == ["draw()"]
+    assert f"/github/{address}/blob/main/1.ipynb" in title["source"][1]
+    assert first["source"] == [f"git+{PUBLISH.REPOSITORY}"]
+    assert path.read_text(encoding="utf-8") == before.replace("OLD/normcourse", address)
+
+
+def test_publish_writes_the_pages_that_have_marks_and_no_others(checkout):
+    docs = checkout / "docs"
+    docs.mkdir()
+    (docs / "numbers.md").write_text(f"before\n\n{marked('normnet')}\n\nafter\n")
+    (docs / "other.md").write_text("other\n")
+    text = (checkout / "README.md").read_text() + f"\n{marked('designs')}\n"
+    (checkout / "README.md").write_text(text)
+    PUBLISH.publish(RESULTS, root=checkout)
+    records = published_records().values()
+    page, readme = (docs / "numbers.md").read_text(), (checkout / "README.md").read_text()
+    for net, shown in (("normnet", page), ("reference", readme)):
+        part = [record for record in records if record["settings"]["net"] == net]
+        assert PUBLISH.what_varies(part) in shown
+    assert "outdated" not in page + readme and page.startswith("before\n") and "\nafter\n" in page
+    assert (docs / "other.md").read_text() == "other\n"
+
+
+def test_a_part_without_records_stays_as_it_was(checkout):
+    ours = [r for r in published_records().values() if r["settings"]["norm"] == "bn"]
+    ours = [r for r in ours if r["settings"]["net"] == "normnet"]
+    page = checkout / "README.md"
+    page.write_text(f"{marked('designs')}\n{marked('summary')}\n{marked('results')}\n")
+    PUBLISH.write_page(page, PUBLISH.parts(ours))
+    text = page.read_text()
+    assert marked("designs") in text and marked("summary") in text
+    assert (
+        marked("results") not in text and table(ours, PUBLISH.SHORT) not in text.split("results")[0]
+    )
+
+
+def test_a_mark_within_a_part_does_not_cut_the_page(checkout):
+    page = checkout / "README.md"
+    for _ in range(2):
+        PUBLISH.write_page(page, {"results": f"a record that says {PUBLISH.END.format('results')}"})
+        assert page.read_text().endswith("\n\nafter\n") and page.read_text().count("a record") == 1
 
 
 def test_a_notebook_that_was_not_executed_is_not_published(checkout):

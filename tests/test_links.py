@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "experiments")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("C*.md"))]
 PAGES += sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -44,12 +44,13 @@ def test_published_records_are_whole_and_in_the_order_of_the_table():
     assert list(PUBLISHED.items()) == list(find_records(RESULTS).items())
 
 
-def test_readme_shows_the_published_records():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    publish = script("publish")
-    section = text.split(publish.START)[1].split(publish.END)[0]
-    for net in ("normnet", "reference"):
-        assert table(of_net(net)) in section
+def test_a_table_has_a_row_for_each_network_and_the_columns_asked_for():
+    ours = of_net("normnet")
+    whole, part = table(ours).splitlines(), table(ours, ["norm", "seeds"]).splitlines()
+    assert len(whole) == len(part) == 2 + len(groups(ours))
+    assert part[:2] == ["| norm | seeds |", "|---|--:|"] and part[2].startswith("| Batch Norm | ")
+    assert whole[0].startswith("| network | norm | parameters | epochs | lr | seeds | train")
+    assert whole[2].split(" | ")[1] == part[2].split(" | ")[0].strip("| ")
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
