@@ -1,0 +1,145 @@
+"""The site: README's pages and the lessons, as they are committed. Built by `make site`.
+
+The pages stay what GitHub and Jupyter show; what a site needs beyond that is done here.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from docutils import nodes
+from myst_nb.core.render import NbElementRenderer
+from sphinx import addnodes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def git(*words):
+    """What git says, or nothing."""
+    run = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def address():
+    """The repository's public https address, if `git remote` knows one."""
+    remote = git("config", "remote.origin.url").removesuffix(".git")
+    return remote if re.fullmatch(r"https://github\.com/[^/@]+/[^/@]+", remote) else ""
+
+
+# --- what and how ---------------------------------------------------------------------------------
+
+REPOSITORY = address()
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "normcourse/__init__.py").read_text())[1]
+PAGES = {
+    "The lessons": ["notebooks/*.ipynb", "site/explorer.md"],
+    "More": ["docs/*.md", "experiments/README.md", "benchmarks/README.md", "[!R]*.md"],
+}
+
+
+def chapters():
+    """The list of pages, which README does not need on GitHub."""
+    text = ""
+    for caption, patterns in PAGES.items():
+        found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+        names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in found]
+        lines = "\n".join(names)
+        text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```\n"
+    return text
+
+
+project = "normcourse"
+author = "the normcourse authors"
+root_doc = "README"
+include_patterns = ["README.md", *PAGES["The lessons"], *PAGES["More"]]
+exclude_patterns = [".*", "build", "runs", "data"]  # not even looked into
+extensions = ["myst_nb", "sphinx-mathjax-offline"]
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # no widget is saved, so no script of another site is needed
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 4
+html_theme = "sphinx_book_theme"
+html_title = "normcourse"
+html_static_path = ["static", "../normcourse/explorer.mjs"]
+html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}
+html_copy_source = html_show_copyright = False
+html_theme_options = {
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "show_toc_level": 2,
+    "extra_footer": f"normcourse {VERSION}, {git('log', '-1', '--format=%cs')}",
+}
+if REPOSITORY:
+    html_theme_options |= {
+        "repository_url": REPOSITORY,
+        "repository_branch": "main",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
+else:
+    html_theme_options["announcement"] = (
+        "This course is not published yet. Its notebooks run from a copy of its folder: make lab"
+    )
+
+
+# --- what the pages need --------------------------------------------------------------------------
+
+
+def prepare(app, docname, source):
+    """README gets the list of pages; a button goes that the theme has, too, or that cannot work."""
+    text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", "", source[0])
+    if docname == root_doc:
+        text += chapters()
+    source[0] = fold_sources(text) if text.startswith("{") else text
+
+
+def fold_sources(text):
+    """Code that JupyterLab folds, or that says "skip", is folded."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        skip = "".join(cell["source"]).startswith("# skip")
+        if skip or cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            cell["metadata"].setdefault("tags", []).append("hide-input")
+    return json.dumps(notebook)
+
+
+def describe_images(render):
+    """The description that plot.show keeps beside a figure becomes the image's alt text."""
+
+    def render_image(self, data):
+        images = render(self, data)
+        images[0]["alt"] = data.output_metadata.get(data.mime_type, {}).get("alt", "")
+        return images
+
+    return render_image
+
+
+NbElementRenderer.render_image = describe_images(NbElementRenderer.render_image)
+
+
+def link_code(app, doctree):
+    """Code and folders are shown by the repository; until it is public, files are downloads."""
+    here = Path(doctree["source"]).parent
+    links = [*doctree.findall(addnodes.pending_xref), *doctree.findall(addnodes.download_reference)]
+    for node in links:
+        path = (here / node["reftarget"]).resolve()
+        code = isinstance(node, addnodes.download_reference)
+        if REPOSITORY and (code or path.is_dir()):
+            place = f"{REPOSITORY}/blob/main/{path.relative_to(ROOT).as_posix()}"
+            node.replace_self(nodes.reference("", "", *node.children, refuri=place))
+        elif path.is_dir():
+            node.replace_self(node.children)
+
+
+def open_with_readme(app, error):
+    """A site's address without a page shows the README."""
+    if not error and app.builder.name == "html":
+        shutil.copy(Path(app.outdir, "README.html"), Path(app.outdir, "index.html"))
+
+
+def setup(app):
+    app.connect("source-read", prepare)
+    app.connect("doctree-read", link_code)
+    app.connect("build-finished", open_with_readme)
