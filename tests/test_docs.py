@@ -10,6 +10,7 @@ import torch
 from conftest import script
 from torch import nn
 
+from normcourse import __version__
 from normcourse.results import published_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +75,17 @@ def test_a_picture_is_described_as_in_its_notebook():
     assert len(shown) >= 10
     for words, name in shown:
         assert words == described[name]
+
+
+def test_citation_and_changelog_name_the_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == __version__
+    releases = re.findall(r"^## (.*)$", changes, re.M)
+    assert releases[0].startswith(f"{__version__}, ")
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+, \d{4}-\d\d-\d\d", old) for old in releases[1:])
+    released = re.search(r"^date-released: (.*)$", citation, re.M)
+    assert (released is None) == releases[0].endswith("not yet released")
 
 
 # --- docs -----------------------------------------------------------------------------------------
