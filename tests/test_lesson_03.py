@@ -1,0 +1,337 @@
+"""Notebook 03: folded answers, exercises, and asserts that fail if a record says otherwise."""
+
+import copy
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from notebook_tools import NOTEBOOKS, code_cells
+from torch import nn
+from torch.nn import functional as F
+
+import normcourse
+from normcourse import plot, results
+
+LESSON = NOTEBOOKS / "03_group_norm.ipynb"
+CELLS = json.loads(LESSON.read_text(encoding="utf-8"))["cells"]
+SOURCES = {cell["id"]: "".join(cell["source"]) for cell in CELLS}
+
+
+def execute(names, *ids):
+    """Run these cells of the lesson in its names, a copy of them; returns the copy."""
+    names = dict(names)
+    for each in ids:
+        exec(compile(SOURCES[each], f"notebook 03, {each}", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def lesson(small, tmp_path_factory):
+    """All names of notebook 03, after it has run on a few digits; nothing is drawn."""
+    plt.switch_backend("agg")
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("lesson"))
+        patch.setattr(normcourse, "load_data", lambda: small)
+        patch.setattr(plot, "show", lambda figure, alt, photo=False: plt.close(figure))
+        for cell in code_cells(LESSON):
+            exec(compile(cell, "notebook 03", "exec"), names)
+    return names
+
+
+# --- what the reader sees -------------------------------------------------------------------------
+
+
+def test_answers_are_folded():
+    """The output that answers a prediction is folded, and so is its explanation."""
+    asked = 0
+    for k, cell in enumerate(CELLS):
+        if cell["cell_type"] == "code":
+            folded = cell["metadata"].get("jupyter") == {"outputs_hidden": True}
+            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
+        elif "**Predict.**" in "".join(cell["source"]):
+            asked += 1
+            texts = (each for each in CELLS[k + 1 :] if each["cell_type"] == "markdown")
+            found = next("".join(text["source"]) for text in texts)
+            assert found.startswith("<details><summary>What came out</summary>\n\n")
+            answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
+            assert "hide-output" in answers[0]["metadata"]["tags"]
+    assert asked >= 15
+
+
+def test_the_operation_stands_in_a_cell():
+    assert any("x.view(N, G, C // G, H, W)" in cell for cell in code_cells(LESSON))
+
+
+def test_code_fits_its_cell():
+    """At a width of 900 pixels; the first cell, which installs, is the same in every lesson."""
+    for source in code_cells(LESSON)[1:]:
+        assert max(map(len, source.splitlines())) <= 90
+
+
+def test_a_run_on_other_images_is_drawn_alone(lesson, monkeypatch):
+    monkeypatch.setattr(plot, "show", lambda figure, alt: plt.close(figure))
+    assert len(execute(lesson, "cell-042")["drawn"]) == 3  # CIFAR-10's three
+    for key in ("data", "copy"):
+        other = lesson["record"] | {key: "digits"}
+        assert execute(lesson | {"record": other}, "cell-042")["drawn"] == [other]
+
+
+# --- the exercises --------------------------------------------------------------------------------
+
+CHECKS = [each for each in SOURCES if each.startswith("cell-13") and each.endswith("-check")]
+CHECKS.append("cell-140-check")
+
+
+@pytest.fixture
+def say(lesson, capsys):
+    """A function that gives an exercise an answer, and returns what its check says."""
+
+    def run(exercise, **answer):
+        capsys.readouterr()
+        execute(lesson | answer, CHECKS[exercise - 1])
+        return capsys.readouterr().out
+
+    return run
+
+
+ANSWERS = {1: "answer_1", 2: "answer_2", 3: "answer_3", 5: "answer_5"}
+FUNCTIONS = {4: "group_norm_by_batch_norm", 6: "standardize"}
+SOLVED = {
+    1: (32, 1536),
+    2: (128, 128, 128),
+    3: (True, False, True, True),
+    5: (-1.0, 1.0, -1.0, 1.0),
+}
+NO_NUMBERS = ["4.12", b"4", {}, {1}, [None], ["x"], object(), print, 1j, float("nan"), 7, []]
+NO_NUMBERS += [[[1.0], [2.0, 3.0]], np.array(["x"]), np.zeros(5), torch.zeros(2, 2), "Group Norm"]
+
+
+def test_every_exercise_has_a_check_and_a_folded_solution():
+    assert len(CHECKS) == 6
+    for exercise, each in enumerate(CHECKS, 1):
+        assert len(SOURCES[each].splitlines()) <= 2
+        assert f'print("exercise {exercise}:"' in SOURCES[each]
+        solution = SOURCES[each.replace("check", "solution")]
+        assert solution.startswith("<details><summary>Solution</summary>\n\n")
+    (hidden,) = [cell for cell in CELLS if "RIGHT = {" in "".join(cell["source"])]
+    assert hidden["metadata"]["jupyter"] == {"source_hidden": True}
+    assert SOURCES[hidden["id"]].startswith("# skip: this cell only checks")
+
+
+@pytest.mark.parametrize("exercise", range(1, 7))
+def test_the_printed_solution_is_accepted(say, lesson, exercise):
+    text = SOURCES[CHECKS[exercise - 1].replace("check", "solution")]
+    names = dict(lesson)
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    name = (ANSWERS | FUNCTIONS)[exercise]
+    assert say(exercise, **{name: names[name]}) == f"exercise {exercise}: solved\n"
+
+
+@pytest.mark.parametrize("exercise", ANSWERS)
+def test_an_answer_of_any_form(say, exercise):
+    name, right = ANSWERS[exercise], SOLVED[exercise]
+    assert "open" in say(exercise, **{name: None})
+    for form in (tuple, list, torch.tensor, np.array):
+        assert "solved" in say(exercise, **{name: form(right)})
+    for answer in [*NO_NUMBERS, right[::-1][:1], (*right, 1), [-value for value in right]]:
+        assert "not yet" in say(exercise, **{name: answer}), answer
+
+
+WRONG = {
+    1: {"Batch Norm": (24, 2048), "Layer Norm": (8, 6144), "Instance Norm": (192, 256)},
+    2: {"two for each group": (2, 16, 128), "γ alone": (64, 64, 64)},
+    3: {"Batch Norm": 4 * (False,), "Layer Norm": (*3 * (False,), True)},
+    5: {"Instance Norm": 4 * (0,), "Batch Norm": (1, 1, -1, 1)},
+}
+WRONG[1]["a batch in groups"] = (4, 12288)
+WRONG[3]["Instance Norm"] = 4 * (True,)
+WRONG[5]["Layer Norm"] = F.layer_norm(torch.tensor([3.0, 7, 0, 100]), [4])
+
+
+@pytest.mark.parametrize(
+    ("exercise", "name"), [(exercise, name) for exercise in WRONG for name in WRONG[exercise]]
+)
+def test_the_answer_for_another_norm_is_named(say, exercise, name):
+    said = say(exercise, **{ANSWERS[exercise]: WRONG[exercise][name]})
+    assert said == f"exercise {exercise}: not yet: this is {name}\n"
+
+
+def over(axes, groups=None, correction=0, eps=1e-5):
+    """A norm by the mean and the variance over axes, perhaps of a view in groups."""
+
+    def norm(x, *_):
+        z = x.reshape(len(x), groups, -1, *x.shape[2:]) if groups else x
+        var, mu = torch.var_mean(z, axes, correction=correction, keepdim=True)
+        return ((z - mu) / (var + eps).sqrt()).reshape(x.shape)
+
+    return norm
+
+
+RIGHT = {4: lambda x, G: nn.GroupNorm(G, x.shape[1])(x).detach(), 6: over((1, 2, 3))}
+REFUSED = {
+    4: {
+        "Batch Norm": over((0, 2, 3)),
+        "Layer Norm": over((1, 2, 3)),
+        "Instance Norm": over((2, 3)),
+    },
+    6: {
+        "one mean for all filters": over((0, 1, 2, 3)),
+        "a mean for each input channel": over((2, 3)),
+        "a mean across the filters": over((0, 2, 3)),
+        "not divided": lambda w: w - w.mean((1, 2, 3), keepdim=True),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("exercise", "name"), [(exercise, name) for exercise in REFUSED for name in REFUSED[exercise]]
+)
+def test_another_function_is_named(say, exercise, name):
+    said = say(exercise, **{FUNCTIONS[exercise]: REFUSED[exercise][name]})
+    assert said == f"exercise {exercise}: not yet: this is {name}\n"
+
+
+def test_group_norm_of_other_groups_is_named(say, lesson):
+    said = say(4, group_norm_by_batch_norm=lesson["dealt"])
+    assert "this is Group Norm of other groups" in said
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS)
+def test_a_function_of_anything_is_checked(say, exercise):
+    name, right = FUNCTIONS[exercise], RIGHT[exercise]
+    assert "open" in say(exercise, **{name: lambda *_: None})
+    for answer in NO_NUMBERS:
+        assert "not yet" in say(exercise, **{name: lambda *_, a=answer: a}), answer
+    for form in (torch.Tensor.double, torch.Tensor.numpy, torch.Tensor.tolist):
+        assert "solved" in say(exercise, **{name: lambda *given, f=form: f(right(*given))})
+    for change in (torch.neg, torch.zeros_like, torch.flatten, lambda y: y + 0.05):
+        wrong = {name: lambda *given, f=change: f(right(*given))}
+        assert "not yet" in say(exercise, **wrong)
+
+
+def test_a_function_that_is_nearly_right_is_refused(say):
+    always_3 = {"group_norm_by_batch_norm": lambda x, G: F.group_norm(x, 3 if len(x) > 2 else 1)}
+    no_eps = {"group_norm_by_batch_norm": lambda x, G: F.group_norm(x, G, eps=1e-12)}
+    for answer in (always_3, no_eps):
+        assert "right on the first batch; with another shape" in say(4, **answer)
+    assert "with 1 x 1" in say(6, standardize=over((1, 2, 3), eps=0))
+    assert "factor" in say(6, standardize=over((1, 2, 3), correction=1))
+
+
+# --- an altered record turns an assert red --------------------------------------------------------
+
+EXPERIMENTS = {  # the cells that read a record and say what came out, and those that check it
+    "rates_by_norm": ["load", "run", "more", "pairs", "assert"],
+    "instance_norm": ["65a9858e", "2b4ffe70", "6fe50803-assert"],
+    "shared_statistics": ["cell-109", "cell-111-assert"],
+}
+EXPERIMENTS["rates_by_norm"] = [f"cell-rates-{each}" for each in EXPERIMENTS["rates_by_norm"]]
+
+
+def test_the_records_as_they_are_pass(lesson):
+    for ids in EXPERIMENTS.values():
+        execute(lesson, *ids)
+
+
+def figure(name, value):
+    """A change: this figure, or those that begin so, become the value."""
+
+    def change(run):
+        for each in run["figures"]:
+            if each.startswith(name):
+                run["figures"][each] = value
+
+    return change
+
+
+def trains(run):
+    """A change: a training that diverged did not."""
+    run["diverged"] = False
+    run["figures"] = {"test_accuracy": 30.0, "along": 0.3, "growth C1": 1.1}
+
+
+def diverges(run):
+    run["diverged"], run["figures"] = True, {}
+
+
+ALTERED = [
+    ("rates_by_norm", "Group Norm, rate 1", figure("test_accuracy", 60.0)),
+    ("rates_by_norm", "Layer Norm, rate 1", figure("test_accuracy", 40.0)),
+    ("rates_by_norm", "Batch Norm, rate 1", figure("test_accuracy", 10.0)),
+    ("rates_by_norm", "Batch Norm, rate 0.1", figure("test_accuracy", 50.0)),
+    ("rates_by_norm", "Instance Norm, rate 0.3", figure("test_accuracy", 30.0)),
+    ("rates_by_norm", "Instance Norm, rate 0.03", figure("test_accuracy", 53.0)),
+    ("rates_by_norm", "Group Norm, rate 0.3", figure("test_accuracy", 53.0)),
+    ("rates_by_norm", "no norm, rate 0.1", trains),
+    ("rates_by_norm", "Batch Norm, rate 0.3", diverges),
+    ("rates_by_norm", "Layer Norm, rate 0.1", figure("along", 0.1)),
+    ("rates_by_norm", "no norm, rate 0.01", figure("along", 0.0)),
+    ("rates_by_norm", "Group Norm, rate 0.3", figure("growth", 4.0)),
+    ("rates_by_norm", "Batch Norm, rate 1", figure("growth", 40.0)),
+    ("rates_by_norm", "Group Norm, rate 1", figure("growth", 2.0)),
+    ("instance_norm", "Instance Norm, nothing", figure("test_accuracy", 50.0)),
+    ("instance_norm", "Instance Norm, hard swish", figure("test_accuracy", 70.0)),
+    ("instance_norm", "no branch, skip and hard swish", figure("test_accuracy", 60.0)),
+    ("instance_norm", "Group Norm, skip and hard swish", figure("test_accuracy", 80.0)),
+    ("shared_statistics", "k = 2", figure("running", 86.0)),
+    ("shared_statistics", "k = 128", figure("running", 83.0)),
+    ("shared_statistics", "Group Norm", figure("running", 82.0)),
+]
+
+
+@pytest.mark.parametrize(("experiment", "arm", "change"), ALTERED)
+def test_an_altered_record_is_noticed(lesson, monkeypatch, experiment, arm, change):
+    runs = copy.deepcopy(results.experiment(experiment))
+    found = [run for run in runs if run["arm"] == arm]
+    for run in found:
+        change(run)
+    monkeypatch.setattr(results, "experiment", lambda name: runs)
+    with pytest.raises(AssertionError):
+        assert found, arm
+        execute(lesson, *EXPERIMENTS[experiment])
+    assert found
+
+
+def test_one_seed_that_says_otherwise_is_noticed(lesson, monkeypatch):
+    """The mean hardly moves, the interval does."""
+    runs = copy.deepcopy(results.experiment("rates_by_norm"))
+    for run in runs:
+        if run["arm"] == "Batch Norm, rate 0.3":
+            run["figures"]["test_accuracy"] += {0: 40.0, 1: -20.0, 2: -20.0}[
+                run["settings"]["seed"]
+            ]
+    monkeypatch.setattr(results, "experiment", lambda name: runs)
+    with pytest.raises(AssertionError):
+        execute(lesson, *EXPERIMENTS["rates_by_norm"])
+
+
+MAIN = ["cell-main-runs", "cell-051", "cell-122", "cell-123"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "epoch", "points"),
+    [("in", -1, 4), ("gn", -1, -3), ("none", -1, 4), ("none", -1, -5), ("none", 0, 8)],
+)
+def test_another_main_table_is_noticed(lesson, monkeypatch, norm, epoch, points):
+    execute(lesson, *MAIN)
+    records = results.published_records()
+    for run in records.values():
+        if run["settings"]["net"] == "normnet" and run["settings"]["norm"] == norm:
+            run["history"][epoch]["test_accuracy"] += points
+    monkeypatch.setattr(results, "published_records", lambda: records)
+    with pytest.raises(AssertionError):
+        execute(lesson, *MAIN)
+
+
+def test_smoother_curves_are_noticed(lesson, monkeypatch):
+    records = results.published_records()
+    for run in records.values():
+        if run["settings"]["norm"] == "gn":
+            for epoch, figures in enumerate(run["history"]):
+                figures["test_accuracy"] = 60.0 + epoch
+    monkeypatch.setattr(results, "published_records", lambda: records)
+    with pytest.raises(AssertionError):
+        execute(lesson, "cell-main-runs", "0906da55", "3e2b2d07-assert")
