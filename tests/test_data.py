@@ -57,6 +57,68 @@ def test_pixels_come_through_unchanged(folder):
         assert np.array_equal(data.train_images[n].permute(1, 2, 0).numpy(), stored)
 
 
+@pytest.mark.parametrize("kind", ["webp", "bmp", "gif", "tif", "TIFF"])
+def test_every_kind_of_image_is_read(folder, kind):
+    for n in range(8):
+        png = folder / "train" / "ant" / f"{n}.png"
+        with Image.open(png) as image:
+            image.save(png.with_suffix(f".{kind}"), "tiff" if kind == "tif" else kind.lower())
+        png.unlink()
+    assert load_data(folder).train_labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_images_in_folders_of_folders_are_read_in_the_order_of_their_paths(folder):
+    deep = folder / "train" / "ant" / "deep" / "deeper"
+    deep.mkdir(parents=True)
+    Image.new("RGB", (32, 32), "white").save(deep / "1.png")
+    data = load_data(folder)
+    assert data.train_labels.tolist() == [0] * 9 + [1] * 8 + [2] * 8
+    assert (data.train_images[8] == 255).all()  # behind 0.png to 7.png
+
+
+def test_what_is_left_out_is_counted(folder, capsys):
+    ant = folder / "train" / "ant"
+    load_data(folder)
+    assert capsys.readouterr().err == ""  # nothing is left out
+    (ant / ".ipynb_checkpoints").mkdir()
+    for name in ("1.heic", "2.heic", "notes", ".hidden", ".ipynb_checkpoints/3.png", "../x.png"):
+        shutil.copy(ant / "0.png", ant / name)
+    (ant / "link").symlink_to(folder / "train" / "bee")
+    for _ in range(2):  # the second time, the images are not decoded again
+        assert len(load_data(folder).train_labels) == 24
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"5 files in {folder / 'train'} are left out" in line
+        assert all(part in line for part in ("2 .heic", "2 without ending", "1 .png"))
+        assert line.endswith(
+            "read are .png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff in a class's folder"
+        )
+
+
+def test_fractions_are_refused(folder):
+    Image.fromarray(np.zeros((32, 32), np.float32)).save(folder / "train" / "ant" / "0.tif")
+    with pytest.raises(CourseError, match=r"cannot read .*0\.tif \(its pixels are fractions"):
+        load_data(folder)
+
+
+def test_no_image_runs_a_program(folder, monkeypatch):
+    """Pillow hands EPS to ghostscript, whatever the file is called."""
+    Image.new("RGB", (32, 32)).save(folder / "train" / "ant" / "0.eps")
+    (folder / "train" / "ant" / "0.eps").rename(folder / "train" / "ant" / "0.png")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(CourseError, match=r"cannot read .*0\.png \(cannot identify image file"):
+        load_data(folder)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_bar_is_shown_in_a_terminal_and_not_in_a_file(folder, monkeypatch, capsys, terminal):
+    ant = folder / "train" / "ant"
+    for n in range(500):
+        shutil.copy(ant / "0.png", ant / f"more{n}.png")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    load_data(folder)
+    assert ("Reading images" in capsys.readouterr().err) == terminal
+
+
 def test_grey_transparent_and_palette_images_are_read_as_rgb(folder):
     for n, mode in enumerate(("L", "RGBA", "P", "1", "LA", "CMYK")):
         name = folder / "train" / "ant" / (f"{n}.jpg" if mode == "CMYK" else f"{n}.png")

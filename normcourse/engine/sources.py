@@ -6,11 +6,12 @@ import pickle
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy
 import requests
@@ -48,8 +49,9 @@ OFFICIAL_MD5 = {
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DECODER = 1  # to be raised when decoding changes: what was decoded before is then decoded again
 SOURCES = "cifar10, digits, auto, or the path of a folder"
-IMAGES = (".png", ".jpg", ".jpeg")
-LAYOUT = f"expected {{train,test}}/<class>/*.{{png,jpg,jpeg}} or {BATCHES}"
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # not all of Pillow's: EPS runs a program
+LAYOUT = f"expected {{train,test}}/<class>/*.{{png,jpg,...}} or {BATCHES}"
 CONNECT_SECONDS, STALL_SECONDS, ANSWER_SECONDS = 5, 20, 25
 # In a hurry: seconds to the first byte, and bytes a second (10 minutes in all) after STALL_SECONDS.
 HURRY_SECONDS, HURRY_RATE = 8, ARCHIVE_BYTES / 600
@@ -179,7 +181,7 @@ def _official_files(path: Path) -> dict[str, bytes]:
 
 
 def _load_images(path: Path) -> Data:
-    """Load ``{train,test}/<class>/*.{png,jpg,jpeg}``, with the same two or more classes in both."""
+    """Load ``{train,test}/<class>/*.{png,jpg,...}``, with the same two or more classes in both."""
     train, test = _list_images(path / "train"), _list_images(path / "test")
     ours, theirs = set(train.values()), set(test.values())
     if ours != theirs:
@@ -191,17 +193,37 @@ def _load_images(path: Path) -> Data:
 
 
 def _list_images(part: Path) -> dict[str, str]:
-    """The class of each image file, in order; hidden files and folders do not count."""
+    """The class of each image file, in order, however deep it lies; says what is left out."""
     folders = sorted(path for path in part.glob("[!.]*") if path.is_dir())
     if not folders:
         raise CourseError(f"{part.parent}: no folder {part.name!r}, or no images in it; {LAYOUT}")
     found: dict[str, str] = {}
+    others = [path.name for path in part.glob("[!.]*") if not path.is_dir()]
     for folder in folders:
-        images = sorted(str(file) for file in folder.glob("[!.]*") if file.suffix.lower() in IMAGES)
+        files = list(_files(folder))
+        images = sorted(file for file in files if file.lower().endswith(IMAGES))
         if not images:
-            raise CourseError(f"{folder} has no images (*.png, *.jpg, *.jpeg)")
+            raise CourseError(f"{folder} has no images (*{', *'.join(IMAGES)})")
         found |= dict.fromkeys(images, folder.name)
+        others += set(files) - set(images)
+    if others:
+        kinds = Counter(os.path.splitext(file)[1] or "without ending" for file in others)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(9))
+        told = f"note: {len(others)} files in {part} are left out ({counts})"
+        print(f"{told}; read are {', '.join(IMAGES)} in a class's folder", file=sys.stderr)
     return found
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The files below a folder, and links to folders; what is hidden does not count."""
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        yield from (os.path.join(place, name) for name in [*names, *links] if name[0] != ".")
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise CourseError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _decode(path: Path, *found: dict[str, str]) -> Data:
@@ -210,7 +232,7 @@ def _decode(path: Path, *found: dict[str, str]) -> Data:
     for files in found:
         with ThreadPool() as pool:  # Pillow decodes outside the interpreter lock
             images = pool.imap(_read_image, files)
-            images = tqdm(images, "Reading images", len(files), disable=len(files) < 500)
+            images = tqdm(images, "Reading images", len(files), disable=len(files) < 500 or None)
             labels = [classes.index(name) for name in files.values()]
             parts += [torch.stack(list(images)), torch.tensor(labels)]
     return make_data(_name(path, classes, parts), "image folder", classes, parts)
@@ -219,8 +241,10 @@ def _decode(path: Path, *found: dict[str, str]) -> Data:
 def _read_image(file: str) -> Tensor:
     """Decode one image as RGB, (3, 32, 32) uint8; others are turned upright (EXIF) and resized."""
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
+            if image.mode == "F":
+                raise ValueError("its pixels are fractions, of no known range")
             if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip to white
                 image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
             image = image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC, reducing_gap=3)
