@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/OWNER/normcourse"  # stands here and nowhere else; not public yet
 START = "<!-- {}: written by `python -m normcourse report --publish` -->"
 END = "<!-- end of {} -->"
+IMAGE = re.compile(r"!\[([^]]*)\](\([./]*images/([^)]+)\))")  # description, address, file's name
 SHORT = ("norm", "test accuracy (%)", "train accuracy (%)", "seeds")  # README's columns
 
 
@@ -49,7 +50,7 @@ def publish(runs: str | Path, root: Path = ROOT) -> str:
     pictures = take_pictures(root / "notebooks", root / "images")
     written = parts(list(records.values()))
     for page in (readme, *(root / "docs").glob("*.md")):
-        write_page(page, written)
+        write_page(page, written, pictures)
     counts = f"{len(records)} records, {len(pictures)} pictures"
     return f"published {counts}, and their tables in README.md and docs"
 
@@ -86,32 +87,37 @@ def copy_runs(records: dict[Path, Record], folder: Path) -> None:
 # --- notebooks ------------------------------------------------------------------------------------
 
 
-def take_pictures(notebooks: Path, images: Path) -> set[str]:
-    """Write the pictures of the notebooks' tagged cells, and remove all others; their names."""
-    kept = set()
+def take_pictures(notebooks: Path, images: Path) -> dict[str, str]:
+    """Write the pictures of the notebooks' tagged cells, and remove all others.
+
+    Returns the description of each by its file's name.
+    """
+    kept = {}
     for path in sorted(notebooks.glob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             for tag in cell["metadata"].get("tags", []):
                 if tag.startswith("image-"):
-                    kept.add(take_picture(cell, images / tag.removeprefix("image-")))
+                    file, alt = take_picture(cell, images / tag.removeprefix("image-"))
+                    kept[file] = alt
     for old in images.iterdir():
         if old.name not in kept:
             old.unlink()
     return kept
 
 
-def take_picture(cell: dict[str, Any], path: Path) -> str:
-    """Write the picture that a cell shows; returns its file's name.
+def take_picture(cell: dict[str, Any], path: Path) -> tuple[str, str]:
+    """Write the picture that a cell shows; returns its file's name and its description.
 
-    Raises CourseError if the cell shows none with a description.
+    Raises CourseError if the cell shows none.
     """
     for output in cell.get("outputs", []):
         for kind, suffix in (("image/png", ".png"), ("image/jpeg", ".jpg")):
             code = output.get("data", {}).get(kind)
-            if code and output.get("metadata", {}).get(kind, {}).get("alt"):
+            alt = output.get("metadata", {}).get(kind, {}).get("alt")
+            if code and alt:
                 file = path.with_name(path.name + suffix)
                 write_bytes(file, base64.b64decode("".join(code)))
-                return file.name
+                return file.name, alt
     message = f"the cell tagged image-{path.name} shows no picture with a description"
     raise CourseError(f"{message}; execute its notebook")
 
@@ -132,14 +138,15 @@ def address_notebook(path: Path) -> None:
 # --- README and docs ------------------------------------------------------------------------------
 
 
-def write_page(page: Path, written: dict[str, str]) -> None:
-    """Put each part between the two marks of its name, where the page has them."""
+def write_page(page: Path, written: dict[str, str], pictures: dict[str, str]) -> None:
+    """Put each part between the two marks of its name, and its description on each picture."""
     text = page.read_text(encoding="utf-8")
     for name, part in written.items():
         before, start, rest = text.partition(START.format(name))
         _, end, after = rest.rpartition(END.format(name))
         if end:
             text = f"{before}{start}\n{part}\n{end}{after}"
+    text = IMAGE.sub(lambda found: f"![{pictures.get(found[3], found[1])}]{found[2]}", text)
     write_bytes(page, text.encode())
 
 
@@ -186,9 +193,9 @@ def summary(records: list[Record]) -> str:
     return (
         f"The network gets {found[0]} of the test images right with {NORMS[three[0]]}, {found[1]} "
         f"with {NORMS[three[1]]} and {found[2]} with {NORMS[three[2]]}: the three end within "
-        f"{apart} points of each other. Without any norm it still reaches {last['none']:.1f} %, but "
-        f"it starts slower: after the first epoch it is at {first['none']:.1f} %, with one of the "
-        f"three at {starts[0]:.1f} to {starts[2]:.1f} %."
+        f"{apart} points of each other. Without any norm it still reaches {last['none']:.1f} %, "
+        f"but it starts slower: after the first epoch it is at {first['none']:.1f} %, with one of "
+        f"the three at {starts[0]:.1f} to {starts[2]:.1f} %."
     )
 
 

@@ -368,7 +368,7 @@ def test_a_part_without_records_stays_as_it_was(checkout):
     ours = [r for r in ours if r["settings"]["net"] == "normnet"]
     page = checkout / "README.md"
     page.write_text(f"{marked('designs')}\n{marked('summary')}\n{marked('results')}\n")
-    PUBLISH.write_page(page, PUBLISH.parts(ours))
+    PUBLISH.write_page(page, PUBLISH.parts(ours), {})
     text = page.read_text()
     assert marked("designs") in text and marked("summary") in text
     assert (
@@ -376,10 +376,19 @@ def test_a_part_without_records_stays_as_it_was(checkout):
     )
 
 
+def test_pictures_of_a_page_get_the_descriptions_of_the_notebooks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("[![old](../images/a.png)](a.ipynb) ![own](images/b.png) ![x](other/a.png)\n")
+    PUBLISH.write_page(page, {}, {"a.png": r"a new\one"})
+    link = r"[![a new\one](../images/a.png)](a.ipynb)"
+    assert page.read_text() == f"{link} ![own](images/b.png) ![x](other/a.png)\n"
+
+
 def test_a_mark_within_a_part_does_not_cut_the_page(checkout):
     page = checkout / "README.md"
     for _ in range(2):
-        PUBLISH.write_page(page, {"results": f"a record that says {PUBLISH.END.format('results')}"})
+        part = f"a record that says {PUBLISH.END.format('results')}"
+        PUBLISH.write_page(page, {"results": part}, {})
         assert page.read_text().endswith("\n\nafter\n") and page.read_text().count("a record") == 1
 
 
