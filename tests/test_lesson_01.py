@@ -1,0 +1,341 @@
+"""Notebook 01: exercises that check themselves, folded answers, findings a record can refute."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from notebook_tools import NOTEBOOKS
+from torch import nn
+
+from normcourse import results
+
+LESSON = NOTEBOOKS / "01_batch_norm.ipynb"
+CELLS = json.loads(LESSON.read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def code_after(heading, until):
+    """The code cells from one heading to another; none that draws."""
+    texts = [source(cell) if cell["cell_type"] == "markdown" else "" for cell in CELLS]
+    (start,) = [k for k, text in enumerate(texts) if text.startswith(heading)]
+    (end,) = [k for k, text in enumerate(texts) if text.startswith(until)]
+    cells = [source(cell) for cell in CELLS[start:end] if cell["cell_type"] == "code"]
+    return [cell for cell in cells if "plot.show" not in cell]
+
+
+IMPORTS = next(source(cell) for cell in CELLS if source(cell).startswith("import copy"))
+
+
+def run(cells, **names):
+    """All names after the imports and these cells."""
+    names |= {"on_cifar10": True, "as_published": True}
+    for cell in [IMPORTS, *cells]:
+        exec(compile(cell, "notebook 01", "exec"), names)
+    return names
+
+
+# --- folding --------------------------------------------------------------------------------------
+
+
+def test_answers_are_folded():
+    """The output that answers a prediction is folded, and so is its explanation."""
+    asked = 0
+    for k, cell in enumerate(CELLS[1:], 1):
+        if cell["cell_type"] == "code":
+            folded = cell["metadata"].get("jupyter") == {"outputs_hidden": True}
+            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
+        elif "**Predict.**" in source(cell):
+            asked += 1
+            texts = (each for each in CELLS[k + 1 :] if each["cell_type"] == "markdown")
+            assert source(next(texts)).startswith("<details><summary>What came out</summary>\n\n")
+            answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
+            assert "hide-output" in answers[0]["metadata"]["tags"]
+    assert asked >= 20
+
+
+def test_what_is_folded_is_opened_and_closed():
+    for cell in CELLS:
+        if cell["cell_type"] == "markdown":
+            assert source(cell).count("<details>") == source(cell).count("\n</details>")
+
+
+# --- the exercises --------------------------------------------------------------------------------
+
+EXERCISES = code_after("## 14 Exercises", "## 15 Summary")
+FUNCTIONS = {2: "freeze", 4: "bias_of_folded", 5: "variance_of_both"}
+NUMBERS = {1: 128, 3: 6.61}
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    return run(EXERCISES)
+
+
+def check_cell(exercise):
+    (cell,) = [cell for cell in EXERCISES if f'print("exercise {exercise}:"' in cell]
+    return cell
+
+
+@pytest.fixture
+def say(lesson, capsys):
+    """A function that gives an exercise an answer, and returns what its check says."""
+
+    def answer(exercise, given):
+        capsys.readouterr()
+        name = FUNCTIONS.get(exercise, f"answer_{exercise}")
+        exec(compile(check_cell(exercise), "check", "exec"), lesson | {name: given})
+        return capsys.readouterr().out.removeprefix(f"exercise {exercise}: ").strip()
+
+    return answer
+
+
+def test_the_checks_are_short_and_what_they_know_is_folded():
+    for exercise in range(1, 6):
+        assert len(check_cell(exercise).splitlines()) <= 2
+    for cell in CELLS:
+        knows = re.search(r"^(def )?(right|others)_\d", source(cell), re.M)
+        if cell["cell_type"] == "code" and knows:
+            assert cell["metadata"]["jupyter"] == {"source_hidden": True}
+            assert source(cell).startswith("# skip: this cell only checks")
+
+
+def test_without_an_answer_an_exercise_is_open(say, lesson):
+    for exercise, name in FUNCTIONS.items():
+        assert say(exercise, lesson[name]) == "open"
+    for exercise in NUMBERS:
+        assert say(exercise, None) == "open"
+
+
+def test_the_solutions_solve(say):
+    text = "\n".join(source(cell) for cell in CELLS if cell["cell_type"] == "markdown")
+    found = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, {"nn": nn}, found)
+    for exercise, name in FUNCTIONS.items():
+        assert say(exercise, found[name]) == "solved"
+
+
+@pytest.mark.parametrize("exercise", NUMBERS)
+def test_a_number_is_accepted_in_any_form(say, exercise):
+    right = NUMBERS[exercise]
+    for form in (float, np.float32, np.array, torch.tensor, lambda x: torch.tensor(x).double()):
+        assert say(exercise, form(right)) == "solved"
+
+
+NO_NUMBERS = ["128", b"4", {}, {1}, [None], ["x"], object(), print, 1j, float("nan"), [1.0, 2.0]]
+NO_NUMBERS += [[[1.0], [2.0, 3.0]], [], (), True, np.array(["x"]), np.zeros(3), -1, nn.ReLU(), nn]
+
+
+@pytest.mark.parametrize("exercise", [*NUMBERS, *FUNCTIONS])
+def test_anything_else_is_refused_without_a_traceback(say, exercise):
+    for answer in NO_NUMBERS:
+        given = answer if exercise in NUMBERS else lambda *_, answer=answer: answer
+        assert say(exercise, given).startswith("not yet: "), answer
+
+
+def test_wrong_numbers_are_refused_by_name(say):
+    for wrong, name in ((64, "one image"), (152, "number of means"), (9728, "Layer Norm")):
+        assert name in say(1, wrong)
+    assert "not yet: off by" in say(1, 127)
+    assert "precise statistics" in say(3, 70 / 3) and "Keras" in say(3, 37.89)
+    assert "last batch" in say(3, 40) and "starts at 0" in say(3, 13.9)
+    assert "not yet: off by" in say(3, 6.5)
+
+
+def batch_norms(change):
+    """A freeze that changes every Batch Norm."""
+
+    def freeze(model):
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                change(module)
+        return model
+
+    return freeze
+
+
+def children_alone(model):
+    for module in model.children():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    return model
+
+
+def a_copy(model):
+    return batch_norms(lambda norm: norm.eval().requires_grad_(False))(copy.deepcopy(model))
+
+
+def test_exercise_2(say):
+    assert say(2, a_copy) == "solved"
+    assert "nothing is frozen" in say(2, lambda model: model)
+    assert "γ and β still learn" in say(2, batch_norms(nn.Module.eval))
+    assert "statistics move" in say(2, batch_norms(lambda norm: norm.requires_grad_(False)))
+    assert "convolutions must learn" in say(2, lambda model: model.requires_grad_(False).eval())
+    assert "with a block in a block" in say(2, children_alone)
+    assert "not yet" in say(2, lambda model: nn.Sequential())
+
+    def momentum_0(norm):
+        norm.requires_grad_(False).momentum = 0.0
+
+    assert "the batch still normalizes" in say(2, batch_norms(momentum_0))
+
+
+FORMS = [lambda y: y, torch.Tensor.double, torch.Tensor.numpy, torch.Tensor.tolist]
+FORMS += [lambda y: y.clone().requires_grad_()]
+CHANGES = [lambda y: 1.05 * y, lambda y: y + 0.05, lambda y: -y, torch.zeros_like, lambda y: y[:2]]
+CHANGES += [lambda y: y[None], str, lambda y: y * torch.nan, lambda y: y.flip(0)]
+
+
+@pytest.mark.parametrize("exercise", [4, 5])
+def test_a_tensor_is_accepted_in_any_form_but_not_another_one(say, lesson, exercise):
+    right = lesson[f"right_{exercise}"]
+    for form in FORMS:
+        assert say(exercise, lambda *given, form=form: form(right(*given))) == "solved"
+    for k, change in enumerate(CHANGES):
+        said = say(exercise, lambda *given, change=change: change(right(*given)))
+        assert said.startswith("not yet: "), k
+
+
+@pytest.mark.parametrize("exercise", [4, 5])
+def test_every_wrong_function_is_named(say, lesson, exercise):
+    others = lesson[f"others_{exercise}"]
+    assert len(others) >= 4
+    for name, other in others.items():
+        assert say(exercise, other) == f"not yet: this is {name}"
+
+
+def test_an_answer_for_the_first_batch_alone_is_refused(say, lesson):
+    centre = lesson["others_4"]["the centre of each filter alone"]
+    right = lesson["right_4"]
+    said = say(4, lambda *given: (right if given[2].shape[2] == 3 else lambda *_: 0)(*given))
+    assert "right on the first batch; with filters of 1 x 1" in said
+    assert "not yet" in say(4, centre)
+
+
+# --- what the records say -------------------------------------------------------------------------
+
+RATES = code_after("### 9.3", "### 9.4")
+FEW = code_after("## 10 ", "## 11")
+FEW = FEW[next(k for k, cell in enumerate(FEW) if cell.startswith("shared, sizes =")) :]
+FEW = FEW[: 1 + next(k for k, cell in enumerate(FEW) if "else the text is too bold" in cell)]
+
+
+@pytest.fixture
+def tell(monkeypatch):
+    """Runs the cells that tell a finding, with the records changed in place."""
+
+    def tell(cells, experiment, change):
+        records = copy.deepcopy(results.experiment(experiment))
+        records = change(records) or records
+        monkeypatch.setattr(results, "experiment", lambda name: records)
+        run(cells)
+
+    experiment = results.experiment
+    yield tell
+    assert experiment is not results.experiment
+
+
+def setting(arm, figure, value, seeds=range(9)):
+    """A change of the records: a figure of an arm."""
+
+    def change(records):
+        chosen = [r for r in records if r["arm"] == arm and r["settings"]["seed"] in seeds]
+        assert chosen
+        for record in chosen:
+            record["figures"][figure] = value
+
+    return change
+
+
+def diverging(arm, history=()):
+    def change(records):
+        for record in records:
+            if record["arm"] == arm:
+                record.update(diverged=True, figures={}, history=list(history))
+
+    return change
+
+
+ACCURACY = "val_accuracy"
+REFUTED = {
+    "BN no better at the same rate": setting("Batch Norm, rate 0.01", ACCURACY, 42.5),
+    "BN best elsewhere": setting("Batch Norm, rate 0.1", ACCURACY, 50.0),
+    "BN does not train at 1": setting("Batch Norm, rate 1", ACCURACY, 12.0, [0]),
+    "BN diverges at 1": diverging("Batch Norm, rate 1"),
+    "no norm best at 0.003": setting("no norm, rate 0.003", ACCURACY, 60.0),
+    "all diverge at 0.03": diverging("no norm, rate 0.03"),
+    "a later divergence": diverging("no norm, rate 1", [{}]),
+    "default weights learn": setting("no norm, rate 0.01, default initialization", ACCURACY, 30.0),
+    "the control learns": setting("no norm, rate 1e-06", ACCURACY, 30.0),
+    "a warm-up does not help": diverging("no norm, five epochs, rate 0.1"),
+    "no norm is as good": setting("no norm, five epochs, rate 0.1", ACCURACY, 78.5),
+    "no norm is far behind": setting("no norm, five epochs, rate 0.1", ACCURACY, 62.0),
+    "a record is missing": lambda records: records[1:],
+}
+
+
+def test_the_rates_are_told_as_recorded(tell):
+    tell(RATES, "larger_rates", lambda records: None)
+
+
+@pytest.mark.parametrize("change", REFUTED.values(), ids=REFUTED)
+def test_other_rates_would_refute_the_text(tell, change):
+    with pytest.raises(AssertionError):
+        tell(RATES, "larger_rates", change)
+
+
+def of_one_seed(records):
+    return [record for record in records if record["settings"]["seed"] == 0]
+
+
+def of_three_seeds(*shifts):
+    """Seeds 0, 1 and 2: k = 2 differs by the shifts."""
+
+    def change(records):
+        found = []
+        for seed, shift in enumerate(shifts):
+            for record in copy.deepcopy(of_one_seed(records)):
+                record["settings"]["seed"] = seed
+                if record["arm"] == "k = 2":
+                    record["figures"]["running"] += shift
+                found.append(record)
+        return found
+
+    return change
+
+
+TOLD = {
+    "as recorded": lambda records: None,
+    "one seed": of_one_seed,
+    "three": of_three_seeds(0, 0.1, -0.1),
+}
+FEW_REFUTED = {
+    "nothing is lost": setting("k = 2", "running", 86.0),
+    "frozen statistics win back nothing": setting("k = 2, frozen at the end", "running", 83.0),
+    "precise statistics win back all": setting("k = 2", "precise", 85.8),
+    "32 lose, too": setting("k = 32", "running", 83.0),
+    "the noise regularizes": setting("k = 2", "train", 90.0),
+    "seeds disagree": of_three_seeds(0, 2.7, -2.7),
+}
+
+
+@pytest.mark.parametrize("change", TOLD.values(), ids=TOLD)
+def test_few_images_are_told_as_recorded(tell, change):
+    tell(FEW, "shared_statistics", change)
+
+
+@pytest.mark.parametrize("change", FEW_REFUTED.values(), ids=FEW_REFUTED)
+def test_another_outcome_of_few_images_would_refute_the_text(tell, change):
+    with pytest.raises(AssertionError):
+        tell(FEW, "shared_statistics", change)
+
+
+def test_no_receptive_fields_and_no_optimizer_are_taught():
+    code = "\n".join(source(cell) for cell in CELLS if cell["cell_type"] == "code")
+    assert "receptive_fields" not in code and "Muon" not in code
