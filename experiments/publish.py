@@ -30,7 +30,9 @@ REPOSITORY = "https://github.com/OWNER/normcourse"  # stands here and nowhere el
 START = "<!-- {}: written by `python -m normcourse report --publish` -->"
 END = "<!-- end of {} -->"
 IMAGE = re.compile(r"!\[([^]]*)\](\([./]*images/([^)]+)\))")  # description, address, file's name
-SHORT = ("norm", "test accuracy (%)", "train accuracy (%)", "seeds")  # README's columns
+RESULTS = ("norm", "test accuracy (%)", "train accuracy (%)", "seeds")  # columns that fit a page
+MORE = ("norm", "parameters", "lr", "flip-averaged (%)", "seconds")
+DESIGNS = ("norm", "parameters", "lr", "test accuracy (%)", "train accuracy (%)")
 
 
 def publish(runs: str | Path, root: Path = ROOT) -> str:
@@ -41,8 +43,7 @@ def publish(runs: str | Path, root: Path = ROOT) -> str:
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
     if START.format("results") not in text or END.format("results") not in text:
-        message = f"{root} is not a checkout with the results markers in its README.md"
-        raise CourseError(f"{message}; publish from a checkout")
+        raise CourseError(f"{root} is not a checkout with marks in README; publish from a checkout")
     records = find_publishable(runs)
     copy_runs(records, root / "normcourse" / "results")
     for path in sorted((root / "notebooks").glob("0?_[!s]*.ipynb")):
@@ -51,8 +52,7 @@ def publish(runs: str | Path, root: Path = ROOT) -> str:
     written = parts(list(records.values()))
     for page in (readme, *(root / "docs").glob("*.md")):
         write_page(page, written, pictures)
-    counts = f"{len(records)} records, {len(pictures)} pictures"
-    return f"published {counts}, and their tables in README.md and docs"
+    return f"published {len(records)} records, {len(pictures)} pictures, and README's results"
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -156,20 +156,19 @@ def parts(records: list[Record]) -> dict[str, str]:
     theirs = [record for record in records if record["settings"]["net"] == "reference"]
     found = {}
     if ours:
-        found["results"] = what_varies(ours, SHORT)
-        found["normnet"] = f"{what_varies(ours)}\n\n{provenance(ours)}"
+        found["results"] = what_varies(ours, RESULTS)
+        found["normnet"] = f"{found['results']}\n\n{table(ours, MORE)}\n\n{provenance(ours)}"
     if theirs:
-        found["designs"] = f"{what_varies(theirs)}\n\n{provenance(theirs)}"
+        found["designs"] = f"{what_varies(theirs, DESIGNS)}\n\n{provenance(theirs)}"
     if {"bn", "ln", "gn", "none"} <= {record["settings"]["norm"] for record in ours}:
         found["summary"] = summary(ours)
     return found
 
 
-def what_varies(records: list[Record], columns: Sequence[str] = ()) -> str:
-    """A table of what varies, or of some columns, below a line of what does not vary."""
+def what_varies(records: list[Record], columns: Sequence[str]) -> str:
+    """A table of some columns, below a line of what is the same in all rows."""
     rows = [row(runs) for runs in groups(records)]
     same = [name for name in rows[0] if all(cells[name] == rows[0][name] for cells in rows[1:])]
-    columns = columns or [name for name in rows[0] if name not in same]
     above = ", ".join(f"{name} {rows[0][name]}" for name in same if name not in columns)
     return f"In all rows: {above}.\n\n{table(records, columns)}"
 

@@ -320,7 +320,7 @@ def test_publish_writes_readme_images_records_and_weights(folder, runs, checkout
     PUBLISH.publish(runs, root=checkout)
     text = (checkout / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Title") and text.endswith("after\n") and "outdated" not in text
-    assert table(list(find_records(runs / "insects").values()), PUBLISH.SHORT) in text
+    assert table(list(find_records(runs / "insects").values()), PUBLISH.RESULTS) in text
     (picture,) = (checkout / "images").iterdir()  # the outdated one is gone
     assert picture.name == "normnet-bn-mistakes.png" and picture.read_bytes() == b"pixels"
     kept = checkout / "normcourse" / "results"
@@ -356,9 +356,10 @@ def test_publish_writes_the_pages_that_have_marks_and_no_others(checkout):
     PUBLISH.publish(RESULTS, root=checkout)
     records = published_records().values()
     page, readme = (docs / "numbers.md").read_text(), (checkout / "README.md").read_text()
-    for net, shown in (("normnet", page), ("reference", readme)):
+    kinds = (("normnet", PUBLISH.MORE, page), ("reference", PUBLISH.DESIGNS, readme))
+    for net, columns, shown in kinds:
         part = [record for record in records if record["settings"]["net"] == net]
-        assert PUBLISH.what_varies(part) in shown
+        assert table(part, columns) in shown
     assert "outdated" not in page + readme and page.startswith("before\n") and "\nafter\n" in page
     assert (docs / "other.md").read_text() == "other\n"
 
@@ -372,7 +373,8 @@ def test_a_part_without_records_stays_as_it_was(checkout):
     text = page.read_text()
     assert marked("designs") in text and marked("summary") in text
     assert (
-        marked("results") not in text and table(ours, PUBLISH.SHORT) not in text.split("results")[0]
+        marked("results") not in text
+        and table(ours, PUBLISH.RESULTS) not in text.split("results")[0]
     )
 
 

@@ -48,7 +48,7 @@ def test_the_words_of_the_summary_are_true():
 
 
 def test_the_minutes_of_make_train_are_those_of_the_records():
-    minutes = int(re.search(r"train the three networks: about (\d+) minutes", README)[1])
+    minutes = int(re.search(r"train the three networks \(about (\d+) minutes", README)[1])
     seconds = 0.0
     for norm in ("bn", "ln", "gn"):
         runs = [run for run in OURS if run["settings"]["norm"] == norm]
