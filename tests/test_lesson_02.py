@@ -1,0 +1,344 @@
+"""Notebook 02: the checks of its exercises, its folded answers, and findings that can fail."""
+
+import copy
+import json
+import re
+
+import IPython.display
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from notebook_tools import NOTEBOOKS, code_cells
+from torch import nn
+from torch.nn import functional as F
+
+import normcourse
+from normcourse import plot, results
+from normcourse.train import build
+
+LESSON = NOTEBOOKS / "02_layer_norm.ipynb"
+CELLS = json.loads(LESSON.read_text(encoding="utf-8"))["cells"]
+
+
+def untrained(settings, data, retrain=None):
+    """In place of ``results.trained``: no training, the published record."""
+    torch.manual_seed(settings.seed)
+    return build(settings, len(data.classes)).eval(), results.published(settings)[1]
+
+
+@pytest.fixture(scope="module")
+def lesson(digits):
+    """All names of the notebook after it has run, on digits, with networks that know nothing."""
+    names = {}
+    pyplot.switch_backend("agg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(normcourse, "load_data", lambda: digits)
+        patch.setattr(results, "trained", untrained)
+        patch.setattr(plot, "show", lambda figure, alt, photo=False: pyplot.close(figure))
+        patch.setattr(IPython.display, "display", lambda *_: None)
+        for cell in code_cells(LESSON):
+            exec(compile(cell, "notebook 02", "exec"), names)
+    return names
+
+
+def test_answers_are_folded():
+    """The output that answers a prediction is folded, and so is its explanation."""
+    asked = 0
+    for k, cell in enumerate(CELLS):
+        if cell["cell_type"] == "code":
+            folded = cell["metadata"].get("jupyter") == {"outputs_hidden": True}
+            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
+        elif "**Predict.**" in "".join(cell["source"]):
+            asked += 1
+            texts = (each for each in CELLS[k + 1 :] if each["cell_type"] == "markdown")
+            found = next("".join(text["source"]) for text in texts)
+            assert found.startswith("<details><summary>What came out</summary>\n\n")
+            answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
+            assert "hide-output" in answers[0]["metadata"]["tags"]
+    assert asked >= 15
+
+
+# --- findings -------------------------------------------------------------------------------------
+
+
+def cells_between(first, last):
+    """The code cells from the one with this text to the last one with that; none that draws."""
+    cells = code_cells(LESSON)
+    start = next(k for k, cell in enumerate(cells) if first in cell)
+    end = max(k for k, cell in enumerate(cells) if last in cell)
+    return [cell for cell in cells[start : end + 1] if "this cell only draws" not in cell]
+
+
+def changed(records, arm, figure, by, seed=None):
+    """Copies of an experiment's records, a figure of an arm higher ``by``; None: it diverged."""
+    records = copy.deepcopy(records)
+    found = [r for r in records if r["arm"] == arm and seed in (None, r["settings"]["seed"])]
+    assert found
+    for record in found:
+        if by is None:
+            record.update(diverged=True, figures={})
+        elif record["figures"]:
+            record["figures"][figure] += by
+    return records
+
+
+def run(lesson, cells, monkeypatch, name, records):
+    """Run cells again, with these records in place of those that ``results.name`` returns."""
+    names = dict(lesson)
+    monkeypatch.setattr(results, name, lambda *_: records)
+    monkeypatch.setattr(plot, "show", lambda figure, alt, photo=False: pyplot.close(figure))
+    for cell in cells:
+        exec(compile(cell, "notebook 02", "exec"), names)
+
+
+SEQUENCES = 'results.experiment("sequences")', "mean_at = {"
+TRANSFORMER = 'results.experiment("transformer")', "sizes_of = {"
+OTHERWISE = [
+    ("sequences", "Layer Norm, batch 32, rate 0.03", "known", -5),
+    ("sequences", "RMSNorm, batch 8, rate 0.03", "longer", -1),
+    ("sequences", "Batch Norm, batch 32, rate 0.1", "longer", 4.4),
+    ("sequences", "Batch Norm, batch 32, rate 0.1", "longer, precise", -10),
+    ("sequences", "Batch Norm, batch 32, rate 0.01", "longer, precise", -10),
+    ("sequences", "Batch Norm, batch 8, rate 0.03", "known", 15),
+    ("sequences", "Batch Norm, batch 32, rate 0.3", "known", 60),
+    ("sequences", "no norm, batch 8, rate 0.03", "known", 11),
+    ("sequences", "no norm, learned gain, batch 8, rate 0.03", "known", -11),
+    ("sequences", "no norm, learned gain, batch 32, rate 0.1", "known", 40),
+    ("sequences", "Layer Norm, batch 32, rate 0.3", "known", -20),
+    ("transformer", "post-norm, rate 0.004", "validation loss", -1.5),
+    ("transformer", "post-norm, rate 0.004", "validation loss", None),
+    ("transformer", "post-norm with warm-up, rate 0.004", "validation loss", 0.1),
+    ("transformer", "post-norm with warm-up, rate 0.008", "validation loss", 1.7),
+    ("transformer", "pre-norm, rate 0.008", "validation loss", 0.1),
+    ("transformer", "pre-norm, rate 0.016", "validation loss", None),
+    ("transformer", "pre-RMSNorm, rate 0.008", "validation loss", 0.1),
+    ("transformer", "pre-RMSNorm, rate 0.008", "validation loss", -0.1),
+    ("transformer", "none, rate 0.001", "validation loss", -0.5),
+    ("transformer", "none, rate 0.004", "validation loss", -1),
+    ("transformer", "none, torch's weights, rate 0.002", "validation loss", 0.3),
+    ("transformer", "none, torch's weights, rate 0.008", "validation loss", -0.2),
+    ("transformer", "pre-norm, torch's weights, rate 0.008", "validation loss", -0.1),
+    ("transformer", "post-norm, rate 0.001", "gradient 8", 1),
+    ("transformer", "pre-norm, rate 0.008", "gradient 8", 0.2),
+    ("transformer", "none, torch's weights, rate 0.008", "gradient 7", -2),
+]
+ENDS = {"sequences": SEQUENCES, "transformer": TRANSFORMER}
+
+
+@pytest.mark.parametrize("experiment", ENDS)
+def test_the_findings_hold_for_the_records(lesson, monkeypatch, experiment):
+    records = results.experiment(experiment)
+    run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
+
+
+@pytest.mark.parametrize("change", OTHERWISE, ids=str)
+def test_a_finding_fails_if_the_records_say_otherwise(lesson, monkeypatch, change):
+    experiment, *what = change
+    records = changed(results.experiment(experiment), *what)
+    with pytest.raises(AssertionError):
+        run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
+
+
+@pytest.mark.parametrize("experiment", ENDS)
+def test_one_seed_that_says_otherwise_is_enough(lesson, monkeypatch, experiment):
+    arm, figure, by = {
+        "sequences": ("Batch Norm, batch 32, rate 0.1", "longer", -30),
+        "transformer": ("pre-norm, rate 0.008", "validation loss", 0.3),
+    }[experiment]
+    records = changed(results.experiment(experiment), arm, figure, by, seed=0)
+    with pytest.raises(AssertionError):
+        run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
+
+
+@pytest.mark.parametrize(
+    ("net", "norm", "by"), [("normnet", "bn", 5), ("normnet", "gn", -5), ("reference", "ln", 30)]
+)
+def test_the_price_fails_if_the_published_runs_say_otherwise(lesson, monkeypatch, net, norm, by):
+    records = results.published_records()
+    cells = cells_between("main = []", "    assert -2.5 < difference.low")[:2]
+    cells += cells_between("    assert -2.5 < difference.low", "    assert -2.5 < difference.low")
+    cells += cells_between("of_ln = []", "final = {}")
+    run(lesson, cells, monkeypatch, "published_records", records)
+    for record in records.values():
+        if (record["settings"]["net"], record["settings"]["norm"]) == (net, norm):
+            record["history"][-1]["test_accuracy"] += by
+    with pytest.raises(AssertionError):
+        run(lesson, cells, monkeypatch, "published_records", records)
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+CHECKS = [cell for cell in code_cells(LESSON) if re.search(r'^ *print\(f?"exercise ', cell, re.M)]
+
+
+@pytest.fixture
+def say(lesson, capsys):
+    """A function that gives an exercise some answers, and returns what its check says."""
+
+    def answer(exercise, **answers):
+        capsys.readouterr()
+        exec(compile(CHECKS[exercise - 1], f"exercise {exercise}", "exec"), lesson | answers)
+        return capsys.readouterr().out
+
+    return answer
+
+
+def solution(exercise):
+    """The code of a folded solution."""
+    texts = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown"]
+    folded = [text for text in texts if text.startswith("<details><summary>Solution</summary>")]
+    return re.search(r"```python\n(.*?)```", folded[exercise - 1], re.S).group(1)
+
+
+def test_check_cells_are_short_and_the_answers_are_folded():
+    assert len(CHECKS) == 6
+    for cell in CHECKS:
+        assert len(cell.splitlines()) <= 2
+    for cell in CELLS:
+        if "It holds the answers" in "".join(cell["source"]):
+            assert cell["metadata"]["jupyter"] == {"source_hidden": True}
+
+
+@pytest.mark.parametrize("exercise", range(1, 7))
+def test_an_exercise_is_open_at_first_and_its_solution_solves_it(lesson, say, exercise):
+    lines = say(exercise).splitlines()
+    assert lines and all(line.endswith(": open") for line in lines)
+    names = dict(lesson)
+    exec(solution(exercise), names)
+    new = {name: value for name, value in names.items() if lesson.get(name) is not value}
+    lines = say(exercise, **new).splitlines()
+    assert lines and all(line.endswith(": solved") for line in lines)
+
+
+NO_NUMBERS = ["1", b"1", {}, {1}, [None], ["x"], object(), print, 1j, float("nan"), [], True]
+NO_NUMBERS += [[[1.0], [2.0, 3.0]], np.array(["x"]), np.zeros(3), torch.zeros(2, 2), -1]
+NUMBERS = {1: ("answer_1", "right_1"), 4: ("answer_4", "right_4"), 6: ("answer_6", "right_6")}
+FORMS = [lambda y: y, torch.Tensor.double, torch.Tensor.numpy, torch.Tensor.tolist]
+FORMS += [lambda y: y.float().clone().requires_grad_()]
+
+
+@pytest.mark.parametrize("exercise", NUMBERS)
+def test_numbers_are_checked(lesson, say, exercise):
+    name, right = NUMBERS[exercise]
+    for form in FORMS:
+        assert "solved" in say(exercise, **{name: form(lesson[right])})
+    for answer in NO_NUMBERS:
+        assert "not yet" in say(exercise, **{name: answer}), answer
+    for what, other in lesson[f"OTHERS_{exercise}"].items():
+        assert say(exercise, **{name: other}) == f"exercise {exercise}: not yet: this is {what}\n"
+
+
+def test_numbers_may_be_rounded_as_the_exercise_says(lesson, say):
+    for answer in ([1.34, 1], (1.34, 1.0), np.array([1.34, 1.0])):
+        assert "solved" in say(1, answer_1=answer)
+    for answer in ([1.3, 1], [1.34, 1.3], [1.34], [1, 1.34], 1.34):
+        assert "not yet" in say(1, answer_1=answer)
+    assert "solved" in say(4, answer_4=48_674) and "not yet" in say(4, answer_4=48_673)
+    rounded = [round(number, 1) for number in lesson["right_6"].tolist()]
+    assert "solved" in say(6, answer_6=rounded)
+    for number in (0, 1):
+        off = list(rounded)
+        off[number] += 0.2
+        assert "not yet" in say(6, answer_6=off)
+
+
+FUNCTIONS = {
+    2: ("layer_norm_per_channel", "group_norm_per_channel"),
+    5: ("pre_rms_norm", "right_5"),
+}
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS)
+def test_a_function_is_checked(lesson, say, exercise):
+    name, right = FUNCTIONS[exercise]
+
+    def returns(change):
+        return say(exercise, **{name: lambda *given: change(lesson[right](*given))})
+
+    for form in FORMS:
+        assert "solved" in returns(lambda y, form=form: form(y.detach()))
+    for answer in NO_NUMBERS:
+        assert "not yet" in returns(lambda _, answer=answer: answer), answer
+    for k, change in enumerate((torch.neg, lambda y: y[0], lambda y: y + 0.05, torch.zeros_like)):
+        assert "not yet" in returns(change), k
+    for what, other in lesson[f"OTHERS_{exercise}"].items():
+        assert f"not yet: this is {what}\n" in say(exercise, **{name: other})
+
+
+def rms(x, axis=-1, eps=1e-5):
+    return x / (x.square().mean(axis, keepdim=True) + eps).sqrt()
+
+
+def affine(x_hat, gamma, beta):
+    return x_hat * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1)
+
+
+def over(axes, correction=0, eps=1e-5):
+    """A norm by the mean and variance over axes, with gamma and beta per channel."""
+
+    def norm(x, gamma, beta):
+        var, mean = torch.var_mean(x, axes, correction=correction, keepdim=True)
+        return affine((x - mean) / (var + eps).sqrt(), gamma, beta)
+
+    return norm
+
+
+WRONG = {
+    2: {
+        "unbiased": over((1, 2, 3), correction=1),
+        "no eps": over((1, 2, 3), eps=0),
+        "over the pixels": over((2, 3)),
+        "over the channels": over(1),
+        "over everything": over((0, 1, 2, 3)),
+        "two groups": lambda x, g, b: F.group_norm(x, 2, g, b),
+        "gamma and beta exchanged": lambda x, g, b: F.group_norm(x, 1, b, g),
+    },
+    5: {
+        "no eps": lambda x, f, g: x + f(g * rms(x, eps=0)),
+        "eps outside": lambda x, f, g: x + f(g * x / (x.square().mean(-1, True).sqrt() + 1e-5)),
+        "the mean of the whole batch": lambda x, f, g: x + f(g * rms(x, (0, 1, 2))),
+        "the sum of squares": lambda x, f, g: x + f(g * F.normalize(x, dim=-1)),
+        "the sublayer twice": lambda x, f, g: x + f(f(g * rms(x))),
+        "the input": lambda x, f, g: x,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("exercise", "what"), [(exercise, what) for exercise in WRONG for what in WRONG[exercise]]
+)
+def test_another_function_is_refused(say, exercise, what):
+    assert "not yet" in say(exercise, **{FUNCTIONS[exercise][0]: WRONG[exercise][what]})
+
+
+def test_the_layers_of_torch_solve_the_exercises(say):
+    def by_module(x, gamma, beta):
+        layer = nn.GroupNorm(1, len(gamma))
+        layer.load_state_dict({"weight": gamma, "bias": beta})
+        return layer(x)
+
+    assert "solved" in say(2, layer_norm_per_channel=by_module)
+    if hasattr(F, "rms_norm"):  # since torch 2.4
+
+        def by_function(x, sublayer, gamma):
+            return x + sublayer(F.rms_norm(x, gamma.shape, gamma, 1e-5))
+
+        assert "solved" in say(5, pre_rms_norm=by_function)
+
+
+WORDS = {"undone_a": "both", "undone_b": "BN", "undone_c": "LN", "undone_d": "neither"}
+
+
+def test_words_are_checked(say):
+    assert say(3, **WORDS).count("solved") == 4
+    assert (
+        say(3, **{name: f" {word.upper()} " for name, word in WORDS.items()}).count("solved") == 4
+    )
+    for name, right in WORDS.items():
+        for word in {"both", "BN", "LN", "neither"} - {right}:
+            said = say(3, **WORDS | {name: word})
+            assert said.count("solved") == 3 and said.count("not yet: try it") == 1
+        for word in ("", "GN", 7, print, ["LN"], {}, torch.ones(2), np.ones(2), float("nan")):
+            said = say(3, **WORDS | {name: word})
+            assert said.count("solved") == 3 and said.count("not yet: answer with") == 1
