@@ -57,6 +57,7 @@ exclude_patterns = [".*", "build", "runs", "data"]  # not even looked into
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # no widget is saved, so no script of another site is needed
+nb_render_markdown_format = "myst"  # so that tables which a cell shows are tables
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 html_theme = "sphinx_book_theme"

@@ -59,6 +59,19 @@ def test_no_address_is_a_placeholder(page, soups):
     assert not [link for link in links if link and "OWNER" in link]
 
 
+def outputs(notebook):
+    """What the cells of a notebook show."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_table_that_a_cell_shows_is_a_table(notebook, soups):
+    shown = ["".join(each.get("data", {}).get("text/markdown", "")) for each in outputs(notebook)]
+    page = soups[f"notebooks/{notebook.stem}.html"]
+    assert len(page.select(".cell_output table")) == sum("|--" in text for text in shown)
+
+
 def test_the_foot_says_version_and_date(soups):
     foot = soups["README.html"].find("footer", class_="bd-footer-content").get_text()
     assert re.search(r"normcourse \d+\.\d+\.\d+, \d{4}-\d\d-\d\d", foot)
@@ -158,10 +171,9 @@ def test_once_it_is_published_a_lesson_opens_in_colab(tmp_path):
 def descriptions(notebook):
     """The description that plot.show wrote beside each figure."""
     found = []
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        for output in cell.get("outputs", []):
-            for kind, data in output.get("metadata", {}).items():
-                found += [data["alt"]] if kind.startswith("image/") else []
+    for output in outputs(notebook):
+        for kind, data in output.get("metadata", {}).items():
+            found += [data["alt"]] if kind.startswith("image/") else []
     return found
 
 
