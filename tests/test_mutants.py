@@ -22,11 +22,13 @@ NO_BUFFER = "self.running_mean = torch.zeros(num_features)"
 PARAMETER = "self.running_mean = nn.Parameter(torch.zeros(num_features))"
 VAR_BUFFER = 'self.register_buffer("running_var", torch.ones(num_features))'
 NOT_SAVED = VAR_BUFFER[:-1] + ", persistent=False)"
-NEIGHBOURS = """z = x.reshape(N, num_groups, C // num_groups, *positions)  # (N, G, C/G, H, W)
-    axes = list(range(2, z.dim()))  # C/G, H, W"""
-IN_TURN = """z = x.reshape(N, C // num_groups, num_groups, *positions)
-    axes = [1, *range(3, z.dim())]"""
-POSITIONS = "positions = list(range(2, x.dim()))"
+NEIGHBOURS = """z = x.reshape(N, self.num_groups, C // self.num_groups, H, W)  # (N, G, C/G, H, W)
+        x_hat = normalize(z, *statistics(z, (2, 3, 4)), self.eps).reshape(x.shape)"""
+IN_TURN = """z = x.reshape(N, C // self.num_groups, self.num_groups, H, W)
+        x_hat = normalize(z, *statistics(z, (1, 3, 4)), self.eps).reshape(x.shape)"""
+POSITIONS = "return normalize(x, *statistics(x, (2, 3)))"
+ENTRIES = "self.eps) * self.weight + self.bias"
+BATCH = "statistics(x, (0, 2, 3))  # (1, C, 1, 1)"
 IN_ONE_LAYER = {
     "BatchNorm": [
         ("biased running variance", "training", "var * m / (m - 1)", "var"),
@@ -36,13 +38,15 @@ IN_ONE_LAYER = {
         ("running_var not saved", "state_dict", VAR_BUFFER, NOT_SAVED),
         ("momentum of the other convention", "training", "momentum=0.1", "momentum=0.9"),
         ("batches not counted", "training", "self.num_batches_tracked += 1\n", "pass\n"),
-        ("mean over the batch only", "training", "[0, *range(2, x.dim())]", "[0]"),
+        ("mean over the batch only", "training", BATCH, "statistics(x, (0,))"),
     ],
     "LayerNorm": [
-        ("over the last axis only", "training", "range(-len(normalized_shape), 0)", "[-1]"),
-        ("no shift", "training", "* weight + bias", "* weight"),
+        ("over the last axis only", "training", "range(-len(self.normalized_shape), 0)", "[-1]"),
+        ("no shift", "training", ENTRIES, ENTRIES.replace(" + self.bias", "")),
     ],
-    "InstanceNorm": [("over all channels", "training", POSITIONS, POSITIONS.replace("2", "1"))],
+    "InstanceNorm": [
+        ("over all channels", "training", POSITIONS, POSITIONS.replace("(2, 3)", "(1, 2, 3)"))
+    ],
     "GroupNorm": [("channels dealt out to groups in turn", "training", NEIGHBOURS, IN_TURN)],
 }
 CASES = [(kind, *mutant) for mutant in IN_ALL_LAYERS for kind in KINDS]

@@ -12,7 +12,11 @@ PRIVATE_PATH = re.compile(r"/(?:home|root|tmp|work|Users)/|[A-Z]:\\\\?[A-Za-z]|s
 TRACEBACK = "Traceback (most recent call last)"
 MARK = re.compile(r"NBVAL_\w+", re.IGNORECASE)  # a comment for nbval: ours are tags of the cell
 TAGS = {"nbval-ignore-output", "nbval-check-output", "nbval-raises-exception", "nbval-skip"}
-FOLD = "hide-output"  # the answer to a prediction: a site folds it, JupyterLab by the metadata
+# a site folds by the tag, JupyterLab by the metadata, Colab by cellView
+FOLDS = {
+    "hide-output": "outputs_hidden",  # the answer to a prediction
+    "hide-input": "source_hidden",  # code that only draws or checks
+}
 LONGEST = 100  # characters of a code line
 
 
@@ -85,7 +89,7 @@ def problems_of_the_source(cell: dict) -> list[str]:
 
 
 def problems_of_the_tags(cell: dict) -> list[str]:
-    """A tag is one of nbval's, or folds an answer, or is image-NAME where one picture is shown."""
+    """A tag is one of nbval's, or folds a cell, or is image-NAME where one picture is shown."""
     tags = cell["metadata"].get("tags", [])
     if not isinstance(tags, list):  # nbval passes over them
         return [f"tags that are no list: {tags!r}"]
@@ -97,10 +101,20 @@ def problems_of_the_tags(cell: dict) -> list[str]:
         if tag.startswith("image-") and tag != "image-":
             if pictures != 1:
                 found.append(f"{pictures} pictures in the cell tagged {tag}")
-        elif tag == FOLD and cell["metadata"].get("jupyter") != {"outputs_hidden": True}:
-            found.append("an answer that JupyterLab does not fold")
-        elif tag not in {*TAGS, FOLD} or cell["cell_type"] != "code":
+        elif tag not in {*TAGS, *FOLDS} or cell["cell_type"] != "code":
             found.append(f"a tag that nothing reads: {tag!r}")
+    return found + problems_of_the_folds(cell, tags)
+
+
+def problems_of_the_folds(cell: dict, tags: list) -> list[str]:
+    """What one viewer folds is folded in the others."""
+    found = []
+    in_colab = cell["metadata"].get("cellView") == "form"
+    for tag, hidden in FOLDS.items():
+        if tag in tags and not cell["metadata"].get("jupyter", {}).get(hidden):
+            found.append(f"{tag}, but JupyterLab does not fold it")
+    if "hide-input" in tags and not in_colab:
+        found.append("hide-input, but Colab does not fold it")
     return found
 
 
@@ -156,6 +170,14 @@ def tagged_text(tag):
     return notebook
 
 
+def folded(metadata):
+    """A clean notebook with a folded cell, if this metadata folds it."""
+    notebook = example(tags=["hide-input"])
+    notebook["cells"][0]["metadata"] |= metadata
+    return notebook
+
+
+HIDDEN = {"source_hidden": True}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WARNING = printed("UserWarning") | {"name": "stderr"}
 ERROR = {"output_type": "error", "traceback": ["ValueError"]}
@@ -188,7 +210,9 @@ DIRTY = {
     "a tag in capitals": (example(tags=["NBVAL-SKIP"]), "a tag"),
     "tags as text": (example(tags="nbval-skip"), "tags that are no list"),
     "nbval's tag on text": (tagged_text("nbval-skip"), "a tag"),
-    "an answer in sight": (example(tags=["hide-output"]), "an answer that"),
+    "an answer in sight": (example(tags=["hide-output"]), "hide-output, but JupyterLab"),
+    "code in sight": (folded({"cellView": "form"}), "hide-input, but JupyterLab"),
+    "code in sight in Colab": (folded({"jupyter": HIDDEN}), "hide-input, but Colab"),
     "an image without a name": (example(tags=["image-"], outputs=[PNG]), "a tag"),
     "an image that is not there": (example(tags=["image-cube"]), "0 pictures"),
     "an image that is text": (example(tags=["image-cube"], outputs=[printed("x")]), "0 pictures"),
@@ -201,6 +225,10 @@ DIRTY = {
 def test_a_clean_example_has_no_problem(outputs):
     notebook = example(LONG[:-1], outputs=outputs, tags=["image-cube", *TAGS])
     assert problems(notebook, size=999_999) == []
+
+
+def test_a_folded_cell_has_no_problem():
+    assert problems(folded({"jupyter": HIDDEN, "cellView": "form"})) == []
 
 
 def test_nbval_knows_the_tags():
