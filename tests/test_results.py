@@ -133,7 +133,7 @@ def test_the_page_of_experiments_shows_the_record_of_what_was_tried():
 
 
 def whole_seeds(name):
-    """An experiment's records of those seeds whose arms are all recorded; a page waits for others."""
+    """The records of those seeds whose arms are all recorded; a page waits for the others."""
     records = experiment(name)
     there = Counter(record["settings"]["seed"] for record in records)
     planned = Counter(trial.seed for trial in importlib.import_module(name).trials())
@@ -141,7 +141,7 @@ def whole_seeds(name):
 
 
 def differences(records):
-    """All paired differences of an experiment's arms, or of an arm's figures, as a page has them."""
+    """All paired differences of arms, or of an arm's figures, as a page has them."""
     arms = {record["arm"]: None for record in records}
     figures = {figure: None for record in records for figure in record["figures"]}
     values = {}
