@@ -53,7 +53,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # not all of Pillow's: EPS runs a program
 LAYOUT = f"expected {{train,test}}/<class>/*.{{png,jpg,...}} or {BATCHES}"
 CONNECT_SECONDS, STALL_SECONDS, ANSWER_SECONDS = 5, 20, 25
-# In a hurry: seconds to the first byte, and bytes a second (10 minutes in all) after STALL_SECONDS.
+# In a hurry, after so many seconds: bytes a second (10 minutes in all). All three: half a minute.
 HURRY_SECONDS, HURRY_RATE = 8, ARCHIVE_BYTES / 600
 
 
@@ -271,21 +271,33 @@ def _download(hurry: bool) -> Path:
 
 def _fetch(url: str, hurry: bool, file: BinaryIO) -> None:
     """Download ``url`` into ``file``; raises if it stalls, breaks off or has another hash."""
-    ask = partial(requests.get, url, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS))
-    with ThreadPool(1) as pool:  # name look-ups and many addresses have no time limit of their own
-        response = pool.apply_async(ask).get(HURRY_SECONDS if hurry else ANSWER_SECONDS)
-    digest, started = hashlib.sha256(), time.monotonic()
-    with response, tqdm(total=ARCHIVE_BYTES, desc="CIFAR-10", unit="B", unit_scale=True) as bar:
+    seconds, rate = (HURRY_SECONDS, HURRY_RATE) if hurry else (ANSWER_SECONDS, 0)
+    started = time.monotonic()
+    look = {"desc": "CIFAR-10", "unit": "B", "unit_scale": True, "disable": None}
+    # A thread of its own: looking up a name, or a server that trickles, may take any time.
+    with ThreadPool(1) as pool, tqdm(total=ARCHIVE_BYTES, **look) as bar:
+        receiving = pool.apply_async(_receive, (url, file))
+        while not receiving.ready():
+            receiving.wait(0.1)
+            bar.update(file.tell() - bar.n)
+            late = time.monotonic() - started - seconds
+            if late > 0 and file.tell() <= late * rate:
+                told = f"too slow: {file.tell()} bytes in {seconds + late:.0f} s"
+                raise OSError(f"{told}; --data cifar10 waits longer" if hurry else told)
+        receiving.get()
+
+
+def _receive(url: str, file: BinaryIO) -> None:
+    """Write what a server sends; ends with an error if the file is closed meanwhile."""
+    digest, limits = hashlib.sha256(), (CONNECT_SECONDS, STALL_SECONDS)
+    with requests.get(url, stream=True, timeout=limits) as response:
         response.raise_for_status()
         # The bytes as sent, even if the server calls them gzip-encoded.
         for chunk in response.raw.stream(1 << 14, decode_content=False):
             digest.update(chunk)
-            bar.update(file.write(chunk))
+            file.write(chunk)
             if file.tell() > ARCHIVE_BYTES:  # it might never end
                 raise OSError(f"altered: more than {ARCHIVE_BYTES} bytes")
-            elapsed = time.monotonic() - started
-            if hurry and file.tell() < (elapsed - STALL_SECONDS) * HURRY_RATE:
-                raise OSError("too slow: over 10 minutes; --data cifar10 waits for it")
     if digest.hexdigest() != ARCHIVE_SHA256:
         raise OSError(f"cut short or altered: {file.tell()} bytes, wrong SHA-256")
 
