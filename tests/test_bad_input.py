@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,17 +17,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import checksums, make_folder, write_batches
+from conftest import Evil, checksums, make_folder, write_batches
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
 from normcourse import CourseError, Settings, default_settings, fit, load_data
 from normcourse.engine import cli, sources
+from normcourse.engine import fit as fit_module
 from normcourse.engine.record import find_records, read_record
-from normcourse.engine.report import write_report
+from normcourse.engine.report import report, write_report
 from normcourse.norm import NORMS
-from normcourse.results import RESULTS
+from normcourse.results import RESULTS, groups, run_name, trained
 from normcourse.train import build
 
 ODD_NUMBERS = [0, -1, 1, 3, 7, 16, 2**31, 2**63, 10**30, 0.5, 1.0, 1e-320, 1e300]
@@ -397,16 +399,6 @@ def test_pictures_of_odd_values(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
-class Evil:
-    """Its pickle creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.parametrize(
     "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))]
 )
@@ -424,3 +416,116 @@ def test_no_file_of_tensors_runs_code(save, tiny, small, tmp_path, cache):
     for file in cache.glob("*.pt"):
         save(Evil(tmp_path / "written"), file)
     assert load_data(tiny).copy == copied and not (tmp_path / "written").exists()
+
+
+CACHES = {
+    "nine numbers": lambda data: tuple(range(9)),
+    "labels beyond the classes": lambda data: data._replace(train_labels=data.train_labels + 50),
+    "labels below zero": lambda data: data._replace(test_labels=data.test_labels - 1),
+    "labels that are no integers": lambda data: data._replace(test_labels=data.test_labels / 2),
+    "fewer labels": lambda data: data._replace(train_labels=data.train_labels[1:]),
+    "no images": lambda data: data._replace(
+        test_images=data.test_images[:0], test_labels=data.test_labels[:0]
+    ),
+    "images of another size": lambda data: data._replace(train_images=data.train_images[..., 1:]),
+    "other pixels": lambda data: data._replace(test_images=255 - data.test_images),
+    "classes that are no text": lambda data: data._replace(classes=(1, 2, 3)),
+    "a spread of zero": lambda data: data._replace(std=(0.0, 0.0, 0.0)),
+    "a mean of nothing": lambda data: data._replace(mean=()),
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_decoded_images_that_were_altered_are_decoded_again(kind, tiny, cache):
+    data = load_data(tiny)
+    for file in cache.glob("*.pt"):
+        torch.save(tuple(CACHES[kind](data)), file)
+    again = load_data(tiny)
+    assert again[:5] == data[:5]
+    for one, two in zip(again[5:], data[5:], strict=True):
+        assert torch.equal(one, two)
+
+
+REFERENCE = default_settings("reference", epochs=2)
+EPOCH = {"train_accuracy": 50.0, "test_accuracy": 50.0}
+EPOCH |= {"train_loss": 1.0, "test_loss": 1.0, "seconds": 1.0}
+HISTORIES = {
+    "numbers": [1, 2],
+    "text": "epochs",
+    "no accuracy": [{"train_loss": 1.0}],
+    "more than whole": [EPOCH | {"test_accuracy": 101.0}],
+    "more epochs than there are": [EPOCH] * 3,
+    "a tensor": [EPOCH | {"lr": torch.ones(1)}],
+}
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_a_checkpoint_with_figures_that_cannot_be_is_refused(kind, small, tmp_path):
+    path = tmp_path / run_name(REFERENCE, small)
+    run = fit_module.start(REFERENCE, small, torch.device("cpu"))
+    run.history = HISTORIES[kind]
+    fit_module.save_checkpoint(run, path)
+    message = complains(lambda: fit(REFERENCE, small, tmp_path, "cpu", False))
+    assert message.startswith(f"cannot go on from {path}.ckpt (")
+    assert "delete it to start this run again" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", {"x": torch.ones(2)}, Evil("written")])
+def test_weights_that_are_something_else_are_refused(content, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = default_settings("reference", epochs=1)
+    trained(chosen, small, runs=tmp_path)
+    (weights,) = tmp_path.rglob("*.pt")
+    weights.write_bytes(content) if isinstance(content, bytes) else torch.save(content, weights)
+    message = complains(lambda: trained(chosen, small, runs=tmp_path))
+    told = f"{weights} does not hold this network's weights"
+    assert message.startswith(told) and f"delete it and {weights.stem}.json" in message
+    assert not (tmp_path / "written").exists()
+
+
+MARKS = ["<!-- end of results -->", "<script>alert(1)</script>", "![x](https://example.org/x.png)"]
+MARKS += [
+    "a\n\n# A heading",
+    "[link](https://example.org)",
+    "https://example.org",
+    "| a | b |",
+    "`x`",
+]
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_what_a_record_says_is_text(text, tmp_path):
+    """No Markdown or HTML of a record gets into a page."""
+    record = copy.deepcopy(RECORD) | {"device": text, "system": text, "precision": text}
+    record |= {"data": text, "copy": text, "versions": {text: text}, "classes": [text] * 10}
+    file = tmp_path / "normnet-gn-seed0-01234567.json"
+    file.write_text(json.dumps(record))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normcourse.engine.report.draw_pictures", lambda *_: None)
+        patch.setattr("normcourse.engine.report.find_images", lambda *_: None)
+        page = report(tmp_path)
+    heading, *rest = page.splitlines()
+    own = [line for line in rest if not line.startswith(("|", "- Data", "- Hard", "- Versions"))]
+    assert heading.startswith("## ") and own == ["", "", "", f"Pictures: {tmp_path}"]
+    said = "".join([heading.removeprefix("## "), *(line for line in rest if line[:1] == "-")])
+    assert not set("<>[]!|`#*:") & set(re.sub("- (Data|Hardware|Versions):", "", said))
+
+
+def test_a_copied_record_counts_once():
+    """Equal settings, data and seed are one run, wherever the record lies."""
+    other = copy.deepcopy(RECORD)
+    other["settings"]["seed"] = 7
+    assert groups([RECORD, other, copy.deepcopy(RECORD), other]) == [[RECORD, other]]
+
+
+def test_copies_below_one_folder_change_no_deviation(tmp_path):
+    for seed, accuracy in ((0, 80.0), (1, 82.0)):
+        record = copy.deepcopy(RECORD)
+        record["settings"]["seed"] = seed
+        record["history"][-1]["test_accuracy"] = accuracy
+        for name in ("01234567", "89abcdef"):
+            (tmp_path / f"normnet-gn-seed{seed}-{name}.json").write_text(json.dumps(record))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normcourse.engine.report.draw_pictures", lambda *_: None)
+        text = write_report(tmp_path)
+    assert "| 2 |" in text and "81.00 ± 1.41" in text

@@ -287,3 +287,60 @@ def test_a_checkpoint_that_would_run_code_is_refused(small, tmp_path):
     with pytest.raises(CourseError, match="cannot go on from"):
         fit(settings(), small, tmp_path, "cpu", False)
     assert not (tmp_path / "written").exists()
+
+
+OTHERS = {
+    "seed": default_settings("reference", epochs=2, seed=3),
+    "lr": default_settings("reference", epochs=2, lr=0.05),
+    "epochs": default_settings("reference", epochs=3),
+    "norm": default_settings("reference", "ln", epochs=2),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_checkpoint_under_another_runs_name_is_refused(kind, small, tmp_path):
+    wanted = default_settings("reference", epochs=2)
+    path = tmp_path / run_name(wanted, small)
+    fit_module.save_checkpoint(fit_module.start(OTHERS[kind], small, torch.device("cpu")), path)
+    refused(wanted, small, tmp_path, f"{path}.ckpt is of another run: its {kind} is ")
+
+
+def refused(wanted, data, folder, told):
+    """The run is not trained; one line says why, and what to do."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CourseError) as error:
+        fit(wanted, data, folder, "cpu", False)
+    message = str(error.value)
+    assert message.startswith(told) and message.endswith("; delete it to start this run again")
+    assert len(message.splitlines()) == 1
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_checkpoint_of_other_images_is_refused(small, tmp_path):
+    wanted = default_settings("reference", epochs=2)
+    for other in ({"copy": "scikit-learn 0123456789ab"}, {"name": "d"}, {"classes": ("a",) * 10}):
+        run = fit_module.start(wanted, small._replace(**other), torch.device("cpu"))
+        path = tmp_path / run_name(wanted, small)
+        fit_module.save_checkpoint(run, path)
+        name = next(iter(other)).replace("name", "data")
+        refused(wanted, small, tmp_path, f"{path}.ckpt is of another run: its {name} is ")
+
+
+def test_a_checkpoint_that_names_no_settings_is_refused(small, tmp_path):
+    """As those of earlier versions."""
+    wanted = default_settings("reference", epochs=2)
+    path = tmp_path / f"{run_name(wanted, small)}.ckpt"
+    fit_module.save_checkpoint(fit_module.start(wanted, small, torch.device("cpu")), path)
+    state = torch.load(path, weights_only=True)
+    del state["identity"]
+    torch.save(state, path)
+    refused(wanted, small, tmp_path, f"{path} is of another run: its net is not named, not ref")
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_record_under_another_runs_name_is_refused(kind, small, tmp_path):
+    wanted = default_settings("reference", epochs=2)
+    fit(OTHERS[kind], small, tmp_path, "cpu", False)
+    path = tmp_path / f"{run_name(wanted, small)}.json"
+    next(tmp_path.glob("*.json")).rename(path)
+    refused(wanted, small, tmp_path, f"{path} is of another run: its {kind} is ")

@@ -6,6 +6,7 @@ goes on from.
 """
 
 import ctypes
+import json
 import math
 import time
 import timeit
@@ -24,7 +25,16 @@ from normcourse import train
 from normcourse.data import Data, batches, split_validation
 from normcourse.engine import parallel
 from normcourse.engine.fast_norm import use_fast_group_norm
-from normcourse.engine.record import make_record, origin, read_record, write_file, write_record
+from normcourse.engine.record import (
+    check_history,
+    check_identity,
+    identity,
+    make_record,
+    origin,
+    read_record,
+    write_file,
+    write_record,
+)
 from normcourse.errors import CourseError, DivergedError
 from normcourse.results import Record, run_name
 from normcourse.train import Settings
@@ -39,6 +49,7 @@ class Run:
     forward: nn.Module  # the model as it is trained: in its precision, shared by the processes
     optimizers: list[Optimizer]
     generator: torch.Generator  # of the order and the augmentation of the images
+    identity: dict[str, Any]  # its settings and data
     origin: dict[str, Any]  # what the figures depend on beside settings and data
     earlier: list[dict[str, Any]] = field(default_factory=list)  # other origins of its first epochs
     history: list[dict[str, float]] = field(default_factory=list)  # the figures of each epoch
@@ -63,7 +74,8 @@ def fit(
     settings = replace(settings, processes=parallel.rank_and_size()[1])
     path = Path(folder) / run_name(settings, data) if folder is not None else None
     if path and parallel.from_first(path.with_suffix(".json").exists):
-        return parallel.from_first(lambda: read_record(path.with_suffix(".json")))
+        wanted = identity(settings, data)
+        return parallel.from_first(lambda: read_record(path.with_suffix(".json"), wanted))
     where = pick_device(device)
     run = start(settings, data, where)
     if settings.validate:
@@ -104,7 +116,8 @@ def start(
     optimizers = train.make_optimizers(model, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     where = origin(device, "bf16 autocast" if bf16 else "fp32")
-    return Run(settings, model, forward, optimizers, generator, where)
+    named = identity(settings, data)
+    return Run(settings, model, forward, optimizers, generator, named, where)
 
 
 def in_bf16(model: nn.Module, device: torch.device) -> nn.Module:
@@ -182,6 +195,7 @@ def save_checkpoint(run: Run, path: Path) -> None:
         "model": run.model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "history": run.history,
+        "identity": run.identity,
         "origins": [*run.earlier, run.origin],
         "generator": run.generator.get_state(),
     }
@@ -190,12 +204,18 @@ def save_checkpoint(run: Run, path: Path) -> None:
 
 
 def resume(run: Run, path: Path) -> None:
-    """Go on from the checkpoint if there is one; raises CourseError if it cannot be read."""
+    """Go on from the checkpoint if there is one.
+
+    Raises CourseError if it cannot be read, or is of other settings or data.
+    """
     file = path.with_suffix(".ckpt")
     if not parallel.from_first(file.exists):
         return
     try:
         state = parallel.from_first(lambda: torch.load(file, map_location="cpu", weights_only=True))
+        check_identity(file, state.get("identity", {}), run.identity)
+        check_history(state["history"], run.settings)
+        json.dumps([state["history"], state["origins"]])  # the record will have them
         run.model.load_state_dict(state["model"])
         for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -204,6 +224,8 @@ def resume(run: Run, path: Path) -> None:
         run.generator.set_state(state["generator"])
     except FileNotFoundError:
         return  # another process has just finished the same run
+    except CourseError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).partition(". ")[0].split())  # not torch's advice to load code
         message = f"cannot go on from {file} ({type(error).__name__}: {reason}); delete it"

@@ -110,8 +110,8 @@ def write_record(path: Path, record: Record) -> None:
     write_file(path, lambda file: file.write(text.encode()))
 
 
-def read_record(path: Path) -> Record:
-    """Read a record; raises CourseError if it is cut short or not a record."""
+def read_record(path: Path, wanted: dict[str, Any] | None = None) -> Record:
+    """Read a record; raises CourseError if it is cut short, not a record, or not the wanted one."""
     try:
         record: Record = json.loads(path.read_text())
         record["settings"] = asdict(Settings(**record["settings"]))  # old ones have fewer
@@ -120,6 +120,7 @@ def read_record(path: Path) -> Record:
     except Exception as error:  # what is no record fails in many ways
         message = f"{path} is not a whole record ({type(error).__name__}: {error}); delete it"
         raise CourseError(f"{message} and train again") from error
+    check_identity(path, record["settings"] | record, wanted or {})
     return record
 
 
@@ -141,12 +142,9 @@ def check_record(record: Record) -> None:
     "".join(classes)  # a TypeError unless all are text
     if [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
         raise ValueError("confusion: a row and a column for each class are needed")
+    check_history(record["history"], settings)
     numbers = [train, test, record["seconds"], *chain(*record["confusion"])]
     percents = [record["flip_accuracy"]]
-    name = "val" if settings.validate else "test"
-    for epoch in record["history"]:
-        numbers += [epoch["train_loss"], epoch[f"{name}_loss"], epoch["seconds"]]
-        percents += [epoch["train_accuracy"], epoch[f"{name}_accuracy"]]
     for index, predicted, confidence in record["mistakes"]:
         percents.append(100 * confidence)
         if index not in range(test) or predicted not in range(len(classes)):
@@ -155,6 +153,29 @@ def check_record(record: Record) -> None:
     check_numbers(percents, most=100)
     if not record["history"] or not record["copy"].split():
         raise ValueError("history and copy must not be empty")
+
+
+def identity(settings: Settings, data: Data) -> dict[str, Any]:
+    """What a run is of: its settings and data, as its record and its checkpoint name them."""
+    return asdict(settings) | {"data": data.name, "copy": data.copy, "classes": list(data.classes)}
+
+
+def check_identity(file: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise CourseError where a file is of another run than its name says."""
+    for name, value in wanted.items():
+        if (other := found.get(name, "not named")) != value:
+            message = f"{file} is of another run: its {name} is {other!s:.80}, not {value!s:.80}"
+            raise CourseError(f"{message}; delete it to start this run again")
+
+
+def check_history(history: list[Any], settings: Settings) -> None:
+    """Raise an error unless these are the figures of epochs of a run with the settings."""
+    name = "val" if settings.validate else "test"
+    if len(history) > settings.epochs:
+        raise ValueError(f"history: {len(history)} epochs, of {settings.epochs}")
+    for epoch in history:
+        check_numbers([epoch[f"{part}_accuracy"] for part in ("train", name)], most=100)
+        check_numbers([epoch["train_loss"], epoch[f"{name}_loss"], epoch["seconds"]], most=1e300)
 
 
 def check_numbers(values: list[Any], most: float) -> None:
