@@ -10,7 +10,7 @@ import torch
 from notebook_tools import NOTEBOOKS
 from torch import nn
 
-from normcourse import results
+from normcourse import default_settings, plot, results
 
 LESSON = NOTEBOOKS / "01_batch_norm.ipynb"
 CELLS = json.loads(LESSON.read_text(encoding="utf-8"))["cells"]
@@ -63,6 +63,15 @@ def test_what_is_folded_is_opened_and_closed():
     for cell in CELLS:
         if cell["cell_type"] == "markdown":
             assert source(cell).count("<details>") == source(cell).count("\n</details>")
+
+
+def test_published_runs_are_drawn_beside_a_run_on_their_own_images_alone(monkeypatch):
+    (cell,) = [source(each) for each in CELLS if source(each).startswith("records = [record]")]
+    monkeypatch.setattr(plot, "curves", lambda records: records)
+    monkeypatch.setattr(plot, "show", lambda records, alt: None)
+    _, ours = results.published(default_settings(norm="bn"))
+    for record, drawn in ((ours, 3), (ours | {"data": "own"}, 1), (ours | {"copy": "own"}, 1)):
+        assert len(run([cell], record=record)["records"]) == drawn
 
 
 # --- the exercises --------------------------------------------------------------------------------
