@@ -3,6 +3,7 @@
 The pages stay what GitHub and Jupyter show; what a site needs beyond that is done here.
 """
 
+import datetime
 import json
 import re
 import shutil
@@ -49,6 +50,7 @@ def chapters():
     return text
 
 
+DATE = git("log", "-1", "--format=%cs") or datetime.date.today()
 project = "normcourse"
 author = "the normcourse authors"
 root_doc = "README"
@@ -70,7 +72,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_download_button": False,
     "show_toc_level": 2,
-    "extra_footer": f"normcourse {VERSION}, {git('log', '-1', '--format=%cs')}",
+    "extra_footer": f"normcourse {VERSION}, {DATE}",
 }
 if REPOSITORY:
     html_theme_options |= {
@@ -93,17 +95,23 @@ def prepare(app, docname, source):
     text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", "", source[0])
     if docname == root_doc:
         text += chapters()
-    source[0] = fold_sources(text) if text.startswith("{") else text
+    source[0] = adapt_notebook(text) if text.startswith("{") else text
 
 
-def fold_sources(text):
-    """Code that JupyterLab folds, or that says "skip", is folded."""
+def adapt_notebook(text):
+    """Fold the code that JupyterLab folds, or that says "skip"; show the explorer, live."""
     notebook = json.loads(text)
+    cells = []
     for cell in notebook["cells"]:
-        skip = "".join(cell["source"]).startswith("# skip")
-        if skip or cell["metadata"].get("jupyter", {}).get("source_hidden"):
+        code = "".join(cell["source"])
+        if code.startswith("# skip") or cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"].setdefault("tags", []).append("hide-input")
-    return json.dumps(notebook)
+        cells.append(cell)
+        if code == "cube.explore()":
+            block = (ROOT / "site/explorer.md").read_text().partition("```")
+            live = {"cell_type": "markdown", "id": "live-explorer", "metadata": {}}
+            cells.append(live | {"source": "".join(block[1:])})
+    return json.dumps(notebook | {"cells": cells})
 
 
 def describe_images(render):

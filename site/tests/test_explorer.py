@@ -53,6 +53,12 @@ def test_its_parts_have_names(explorer):
     assert "Batch Norm" in explorer.get_by_role("img").get_attribute("aria-label")
 
 
+def test_the_lesson_shows_it_without_a_kernel(look):
+    explorer = look("notebooks/00_fundamentals.html").locator("#explorer")
+    explorer.get_by_role("radio", name="Layer Norm").check()
+    assert explorer.locator("button.inside").count() == 24
+
+
 def test_groups_can_be_chosen_where_they_are_used(explorer):
     groups = explorer.get_by_role("combobox", name="G, groups")
     assert groups.is_disabled()
