@@ -74,7 +74,7 @@ def load_cifar10(hurry: bool = False) -> Data:
 
     Raises CourseError if what lies there is something else, or if no mirror delivers it.
     """
-    return _load(find_cifar10() or _download(hurry))
+    return load_path(find_cifar10() or _download(hurry))
 
 
 def load_path(source: str | Path) -> Data:
@@ -85,13 +85,10 @@ def load_path(source: str | Path) -> Data:
     path = Path(os.path.expanduser(source))
     if not os.path.isdir(path) and path.name != ARCHIVE:
         raise CourseError(f"no data source {str(source)[:200]!r}; allowed: {SOURCES}")
-    return _load(path.resolve())
-
-
-def _load(path: Path) -> Data:
+    path = path.resolve()
     for name in (BATCHES, ARCHIVE):
         if (path / name).exists():
-            return _load(path / name)
+            return load_path(path / name)
     if path.name in (BATCHES, ARCHIVE) or (path / "data_batch_1").exists():
         files = sorted(str(file) for file in (path, *path.glob("*")) if not file.is_dir())
         return _cached(path, files, partial(_read_official, path))
@@ -108,27 +105,18 @@ def _cached(path: Path, files: list[str], build: Callable[[], Data]) -> Data:
         key.update(os.fsencode(f"{file}|{status.st_size}|{status.st_mtime_ns}\n"))
     cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
     try:
-        return _checked(Data(*torch.load(cache, weights_only=True)))
+        name, copy, classes, _, _, *parts = torch.load(cache, weights_only=True)
+        data = make_data(name, copy.rpartition(" ")[0], classes, parts)
+        if data.copy == copy and parts[1].max() < len(classes):
+            return data
     except Exception:  # not there yet, or not what was written there: decode again
-        data = build()
+        pass
+    data = build()
     try:
         write_file(cache, lambda file: torch.save(tuple(data), file))
     except OSError as error:
         print(f"note: the decoded images are not kept ({error})", file=sys.stderr)
     return data
-
-
-def _checked(data: Data) -> Data:
-    """The same data, hashed anew; raises an error where its parts do not fit together."""
-    parts = [data.train_images, data.train_labels, data.test_images, data.test_labels]
-    for images, labels in (parts[:2], parts[2:]):
-        fits = images.shape == (len(labels), 3, 32, 32) and not labels.is_floating_point()
-        if not fits or not 0 <= labels.min() <= labels.max() < len(data.classes):
-            raise ValueError("images or labels that cannot be")
-    fresh = make_data(data.name, data.copy.rpartition(" ")[0], data.classes, parts)
-    if fresh.copy != data.copy:
-        raise ValueError("other content than was written")
-    return fresh
 
 
 def _name(path: Path, classes: tuple[str, ...], parts: list[Tensor]) -> str:
@@ -194,18 +182,17 @@ def _load_images(path: Path) -> Data:
 
 def _list_images(part: Path) -> dict[str, str]:
     """The class of each image file, in order, however deep it lies; says what is left out."""
-    folders = sorted(path for path in part.glob("[!.]*") if path.is_dir())
-    if not folders:
-        raise CourseError(f"{part.parent}: no folder {part.name!r}, or no images in it; {LAYOUT}")
     found: dict[str, str] = {}
     others = [path.name for path in part.glob("[!.]*") if not path.is_dir()]
-    for folder in folders:
+    for folder in sorted(path for path in part.glob("[!.]*") if path.is_dir()):
         files = list(_files(folder))
         images = sorted(file for file in files if file.lower().endswith(IMAGES))
         if not images:
             raise CourseError(f"{folder} has no images (*{', *'.join(IMAGES)})")
         found |= dict.fromkeys(images, folder.name)
         others += set(files) - set(images)
+    if not found:
+        raise CourseError(f"{part.parent}: no folder {part.name!r}, or no images in it; {LAYOUT}")
     if others:
         kinds = Counter(os.path.splitext(file)[1] or "without ending" for file in others)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(9))
