@@ -209,6 +209,41 @@ def test_a_lost_process_is_one_line_and_any_other_error_is_shown_whole(
     assert err.startswith(told) and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"WORLD_SIZE": "2"}, "variable RANK expected, but not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "variable MASTER_ADDR expected, but not set"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "'x'"),
+    ],
+)
+def test_processes_that_torchrun_did_not_start(said, reason, monkeypatch, capsys):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel.time, "sleep", lambda _: None)
+    assert main(["train", "--data", "digits", "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: WORLD_SIZE is {said['WORLD_SIZE']!r}, but") and reason in line
+    assert line.endswith("start them by torchrun, or unset it")
+
+
+@pytest.mark.parametrize("said", ["", "1", None])
+def test_one_process_needs_no_torchrun(said, monkeypatch):
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("LOCAL_RANK", "")
+    if said is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", said)
+    parallel.start(CPU)
+    parallel.leave_it_to_the_first()
+    assert parallel.rank_and_size() == (0, 1)
+
+
 # --- the command, by torchrun
 
 
@@ -256,7 +291,9 @@ def test_a_killed_worker_ends_the_run_and_the_next_start_goes_on(tmp_path):
     out, err, status = ended(torchrun(folder, runs))
     assert status == 0, err
     assert out.count("| NormNet | Layer Norm (batch_size 8, processes 2) |") == 1
-    assert out.count("normnet ln: train") == 1
+    assert (
+        out.count("normnet ln, seed 0\n") == 1 and out.count("epoch 20 of 20: test accuracy") == 1
+    )
     record = json.loads(next(runs.glob("*/*.json")).read_text())
     assert len(record["history"]) == 20 and record["settings"]["processes"] == 2
     assert record["history"][: len(before)] == before  # seconds and all: it did go on

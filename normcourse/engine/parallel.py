@@ -32,24 +32,34 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
+def tell(text: str) -> None:
+    """Print, in the first process alone."""
+    if rank_and_size()[0] == 0:
+        print(text, flush=True)
+
+
 def start(device: torch.device) -> None:
     """Join the processes that torchrun started, if it did.
 
     By gloo on a CPU, by NCCL on GPUs, one GPU for each process. Raises CourseError where that
     cannot be.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or rank_and_size()[1] > 1:
+    if os.environ.get("WORLD_SIZE", "") in ("", "1") or rank_and_size()[1] > 1:
         return
     if device.type == "mps":
         raise CourseError("device 'mps' takes one process; allowed for more: cpu, cuda")
     if device.type == "cuda":
-        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        local, there = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
         if local >= there:
             raise CourseError(f"more processes than GPUs; allowed: {there}")
         torch.cuda.set_device(local)
     signal.signal(signal.SIGTERM, stopped)  # torchrun sends it to the others when one has ended
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))  # without an answer: dead
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))  # without an answer: dead
+    except (ValueError, RuntimeError) as error:
+        message = f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}, but its processes cannot meet"
+        raise CourseError(f"{message} ({error}); start them by torchrun, or unset it") from error
 
 
 def stopped(*_: Any) -> None:
@@ -117,7 +127,7 @@ def leave_it_to_the_first() -> None:
 
     All have the same error; when the first has told it, torchrun ends the others.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if os.environ.get("RANK", "") not in ("", "0"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(2)
 
