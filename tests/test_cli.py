@@ -18,6 +18,7 @@ from test_train import same
 
 from normcourse import CourseError
 from normcourse.engine import cli, report
+from normcourse.engine import fit as fit_module
 from normcourse.engine.cli import main
 from normcourse.engine.record import find_records
 from normcourse.results import RESULTS, published_records, table
@@ -52,6 +53,33 @@ def test_train_prints_the_table_and_leaves_the_pictures(folder, runs, capsys):
         with Image.open(picture) as image:
             assert min(image.size) > 300
     assert not list(kept.glob("*.tmp")) and not list(kept.glob("*.ckpt"))
+
+
+def test_every_run_says_what_each_epoch_reached(folder, runs, capsys):
+    assert train(folder, runs, "--norm", "bn", "--seed", "0", "1", "--epochs", "2") == 0
+    out = capsys.readouterr().out
+    shown = re.sub(r"\d+(\.\d)?(?= %| s)", "N", out).splitlines()
+    told = ["epoch 1 of 2: test accuracy N %, N s, about N s left"]
+    told += ["epoch 2 of 2: test accuracy N %, N s", ""]
+    assert shown[1:9] == ["", "normnet bn, seed 0", *told, "normnet bn, seed 1", *told[:2]]
+    reached = []
+    for record in find_records(runs / "insects").values():
+        reached += [f"{epoch['test_accuracy']:.1f}" for epoch in record["history"]]
+    assert re.findall(r"accuracy (.*) %", out) == reached
+
+
+def test_validation_accuracy_is_called_so(folder, runs, capsys):
+    assert train(folder, runs, "--norm", "bn", "--validate") == 0
+    assert "\nepoch 1 of 1: validation accuracy " in capsys.readouterr().out
+
+
+def test_a_notebooks_backend_does_no_harm(folder, runs):
+    """Nor any that cannot be loaded: the pictures only go into files."""
+    words = ["-m", "normcourse", "train", "--data", folder, "--runs", runs, "--epochs", "1"]
+    command = [sys.executable, *map(str, words), "--norm", "bn", "--device", "cpu"]
+    backend = os.environ | {"MPLBACKEND": "module://nowhere.backend_inline"}
+    done = subprocess.run(command, capture_output=True, text=True, env=backend)
+    assert (done.returncode, done.stderr) == (0, "") and len(list(runs.rglob("*.png"))) == 4
 
 
 def test_report_reads_what_train_left(folder, runs, capsys):
@@ -180,9 +208,12 @@ def test_ctrl_c_says_how_to_go_on(folder, runs, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit", interrupt)
-    assert train(folder, runs) == 130
-    assert errors(capsys)[-1].startswith("interrupted; the same command goes on")
+    for module, name in ((cli, "fit"), (cli, "load_data"), (fit_module, "run_epoch")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupt)
+            assert train(folder, runs) == 130
+        told = "interrupted; the same command goes on after the last finished epoch"
+        assert errors(capsys) == [told]
 
 
 def test_a_class_that_is_added_later_makes_another_copy_with_pictures_of_its_own(folder, runs):

@@ -226,6 +226,43 @@ def test_an_interrupt_while_a_checkpoint_is_written(small, tmp_path, monkeypatch
     assert len(history) == 1 and resumed["history"][0] == history[0] and same(resumed, whole)
 
 
+@pytest.mark.parametrize("stop", [1, 3])
+def test_the_last_line_of_an_interrupted_cell_says_how_to_go_on(
+    stop, small, tmp_path, monkeypatch, capsys
+):
+    epochs, run_epoch = [], fit_module.run_epoch
+
+    def interrupted(run, *rest):
+        epochs.append(run)
+        if len(epochs) == stop:
+            raise KeyboardInterrupt
+        return run_epoch(run, *rest)
+
+    chosen = default_settings("reference", epochs=stop)
+    monkeypatch.setattr(fit_module, "run_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt) as error:
+        fit(chosen, small, tmp_path, "cpu")
+    done = stop - 1
+    told = f"interrupted: run the cell again to go on after epoch {done}"
+    assert str(error.value) == told and len(kept(tmp_path)) == done
+    fit(chosen, small, tmp_path, "cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"epoch {epoch} of {stop}" for epoch in range(1, stop + 1)
+    ]
+    assert fit(chosen, small, tmp_path, "cpu") and not capsys.readouterr().out  # it was finished
+
+
+def test_a_run_that_keeps_nothing_promises_nothing(small, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_module, "run_epoch", interrupt)
+    with pytest.raises(KeyboardInterrupt) as error:
+        fit(default_settings("reference", epochs=1), small, None, "cpu")
+    assert str(error.value) == ""
+
+
 FIRST_CELL = """
 from normcourse import *
 digits = load_data("digits")

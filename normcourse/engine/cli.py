@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import re
 import runpy
 import sys
@@ -12,11 +13,12 @@ from typing import Any, NoReturn
 from normcourse.data import load_data
 from normcourse.engine import parallel
 from normcourse.engine.fit import fit, pick_device
+from normcourse.engine.parallel import tell
 from normcourse.engine.record import find_records
 from normcourse.engine.report import report, write_report
 from normcourse.errors import CourseError
 from normcourse.norm import NORMS
-from normcourse.results import NETS, Record, data_folder
+from normcourse.results import NETS, data_folder
 from normcourse.train import Settings, default_settings
 
 MAIN = ["bn", "ln", "gn"]  # the norms of the assignment
@@ -93,31 +95,15 @@ def train(options: dict[str, Any]) -> None:
     data = parallel.from_first(lambda: load_data(source))
     folder = data_folder(runs, data.name)
     parallel.from_first(lambda: find_records(folder))  # a broken one stops us now, not at the end
-    train_count, test_count = len(data.train_labels), len(data.test_labels)
-    tell(f"{data.name} ({data.copy}): {train_count:,} training and {test_count:,} test images")
+    tell(f"{data.name} ({data.copy}): {len(data.train_labels):,} training images")
     for each in settings:
         if data.copy.startswith("scikit-learn") and "flip" not in options:
             each = replace(each, flip=False)  # a mirrored digit is no digit
-        tell(summary(fit(each, data, folder, device)))
+        tell(f"\n{each.net} {each.norm}, seed {each.seed}")
+        fit(each, data, folder, device)
     table = parallel.from_first(lambda: write_report(folder, data))
     tell(f"\n## {data.name}\n\n{table}\nTable and pictures: {folder}")
     parallel.end()
-
-
-def tell(text: str) -> None:
-    """Print, in the first process alone."""
-    if parallel.rank_and_size()[0] == 0:
-        print(text)
-
-
-def summary(record: Record) -> str:
-    """A run in one line."""
-    settings, last = record["settings"], record["history"][-1]
-    held_out = "val" if settings["validate"] else "test"
-    train, test = last["train_accuracy"], last[f"{held_out}_accuracy"]
-    size = f"{record['parameters']:,} parameters, {record['seconds']:,.0f} s"
-    run = f"{settings['net']} {settings['norm']}"
-    return f"{run}: train {train:.2f} %, {held_out} {test:.2f} %, {size}"
 
 
 def publish(runs: str) -> str:
@@ -133,6 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe cannot encode every class name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    os.environ["MPLBACKEND"] = "agg"  # pictures go into files; a notebook's backend may not be here
     options = vars(make_parser().parse_args(arguments))
     try:
         if options.pop("command") == "train":
@@ -143,7 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (CourseError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as error:
-        print(f"\n{str(error) or 'interrupted'}; {GO_ON}", file=sys.stderr)
+        reason = str(error).partition(":")[0] or "interrupted"
+        print(f"\n{reason}; {GO_ON}", file=sys.stderr)
         return 130
     except RuntimeError as error:
         if not parallel.is_lost(error):

@@ -8,6 +8,7 @@ goes on from.
 import ctypes
 import json
 import math
+import statistics
 import time
 import timeit
 from contextlib import suppress
@@ -24,17 +25,8 @@ from tqdm.auto import tqdm
 from normcourse import train
 from normcourse.data import Data, batches, split_validation
 from normcourse.engine import parallel
+from normcourse.engine import record as files
 from normcourse.engine.fast_norm import use_fast_group_norm
-from normcourse.engine.record import (
-    check_history,
-    check_identity,
-    identity,
-    make_record,
-    origin,
-    read_record,
-    write_file,
-    write_record,
-)
 from normcourse.errors import CourseError, DivergedError
 from normcourse.results import Record, run_name
 from normcourse.train import Settings
@@ -74,8 +66,8 @@ def fit(
     settings = replace(settings, processes=parallel.rank_and_size()[1])
     path = Path(folder) / run_name(settings, data) if folder is not None else None
     if path and parallel.from_first(path.with_suffix(".json").exists):
-        wanted = identity(settings, data)
-        return parallel.from_first(lambda: read_record(path.with_suffix(".json"), wanted))
+        wanted = files.identity(settings, data)
+        return parallel.from_first(lambda: files.read_record(path.with_suffix(".json"), wanted))
     where = pick_device(device)
     run = start(settings, data, where)
     if settings.validate:
@@ -86,10 +78,34 @@ def fit(
         save_checkpoint(run, path)  # a folder that cannot be written is found out now
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         while len(run.history) < settings.epochs:
-            run.history.append(train_and_evaluate(run, data, progress))
-            if path:
-                save_checkpoint(run, path)
+            add_epoch(run, data, path, progress)
         return parallel.from_first(lambda: finish(run, data, path))
+
+
+def add_epoch(run: Run, data: Data, path: Path | None, progress: bool) -> None:
+    """Train and keep one more epoch, and say what it reached; Ctrl-C says how to go on."""
+    done = len(run.history)
+    try:
+        run.history.append(train_and_evaluate(run, data, progress))
+        if path:
+            save_checkpoint(run, path)
+    except KeyboardInterrupt:
+        if not (path and progress):
+            raise
+        again = f"interrupted: run the cell again to go on after epoch {done}"
+        raise KeyboardInterrupt(again) from None
+    if progress:
+        parallel.tell(last_epoch(run))
+
+
+def last_epoch(run: Run) -> str:
+    """The last epoch in a line: what it reached, and how long the others will take."""
+    last, done, epochs = run.history[-1], len(run.history), run.settings.epochs
+    name, key = ("validation", "val") if run.settings.validate else ("test", "test")
+    reached = f"epoch {done} of {epochs}: {name} accuracy {last[f'{key}_accuracy']:.1f} %"
+    seconds = statistics.mean(epoch["seconds"] for epoch in run.history)
+    left = f", about {seconds * (epochs - done):,.0f} s left" if done < epochs else ""
+    return f"{reached}, {last['seconds']:,.0f} s{left}"
 
 
 def start(
@@ -115,8 +131,8 @@ def start(
     forward = parallel.wrap(in_bf16(model, device) if bf16 else model)
     optimizers = train.make_optimizers(model, settings)
     generator = torch.Generator().manual_seed(settings.seed)
-    where = origin(device, "bf16 autocast" if bf16 else "fp32")
-    named = identity(settings, data)
+    where = files.origin(device, "bf16 autocast" if bf16 else "fp32")
+    named = files.identity(settings, data)
     return Run(settings, model, forward, optimizers, generator, named, where)
 
 
@@ -176,12 +192,12 @@ def run_epoch(run: Run, data: Data, progress: bool = False) -> dict[str, float]:
 
 def finish(run: Run, data: Data, path: Path | None) -> Record:
     """Make the record; write it and the weights, then let the checkpoint go."""
-    record = make_record(run.model, run.settings, data, run.history)
+    record = files.make_record(run.model, run.settings, data, run.history)
     record |= run.origin | {"resumed_from": run.earlier}
     if path:
         weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
-        write_file(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
-        write_record(path.with_suffix(".json"), record)
+        files.write_file(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
+        files.write_record(path.with_suffix(".json"), record)
         path.with_suffix(".ckpt").unlink(missing_ok=True)
     return record
 
@@ -200,7 +216,7 @@ def save_checkpoint(run: Run, path: Path) -> None:
         "generator": run.generator.get_state(),
     }
     file = path.with_suffix(".ckpt")
-    parallel.from_first(lambda: write_file(file, lambda opened: torch.save(state, opened)))
+    parallel.from_first(lambda: files.write_file(file, lambda opened: torch.save(state, opened)))
 
 
 def resume(run: Run, path: Path) -> None:
@@ -213,8 +229,8 @@ def resume(run: Run, path: Path) -> None:
         return
     try:
         state = parallel.from_first(lambda: torch.load(file, map_location="cpu", weights_only=True))
-        check_identity(file, state.get("identity", {}), run.identity)
-        check_history(state["history"], run.settings)
+        files.check_identity(file, state.get("identity", {}), run.identity)
+        files.check_history(state["history"], run.settings)
         json.dumps([state["history"], state["origins"]])  # the record will have them
         run.model.load_state_dict(state["model"])
         for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
