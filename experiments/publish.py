@@ -41,11 +41,11 @@ def publish(runs: str | Path, root: Path = ROOT) -> str:
     Returns what was done. Raises CourseError outside a checkout, or if there is no such run.
     """
     readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    text = readme.read_bytes().decode(errors="replace") if readme.exists() else ""
     if START.format("results") not in text or END.format("results") not in text:
         raise CourseError(f"{root} is not a checkout with marks in README; publish from a checkout")
-    records = find_publishable(runs)
-    copy_runs(records, root / "normcourse" / "results")
+    copy_runs(find_publishable(runs), root / "normcourse" / "results")
+    records = find_publishable(root / "normcourse" / "results")  # those published before stay
     for path in sorted((root / "notebooks").glob("0?_[!s]*.ipynb")):
         address_notebook(path)
     pictures = take_pictures(root / "notebooks", root / "images")
@@ -140,14 +140,16 @@ def address_notebook(path: Path) -> None:
 
 def write_page(page: Path, written: dict[str, str], pictures: dict[str, str]) -> None:
     """Put each part between the two marks of its name, and its description on each picture."""
-    text = page.read_text(encoding="utf-8")
+    text = page.read_bytes().decode(errors="surrogateescape")  # what is not UTF-8 stays as it is
+    ends = "\r\n" if "\r\n" in text else "\n"
     for name, part in written.items():
         before, start, rest = text.partition(START.format(name))
         _, end, after = rest.rpartition(END.format(name))
         if end:
-            text = f"{before}{start}\n{part}\n{end}{after}"
+            inside = f"\n{part}\n".replace("\n", ends)
+            text = f"{before}{start}{inside}{end}{after}"
     text = IMAGE.sub(lambda found: f"![{pictures.get(found[3], found[1])}]{found[2]}", text)
-    write_bytes(page, text.encode())
+    write_bytes(page, text.encode(errors="surrogateescape"))
 
 
 def parts(records: list[Record]) -> dict[str, str]:
