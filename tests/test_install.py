@@ -93,6 +93,35 @@ def test_the_installed_package_trains_and_finds_its_records(site, tmp_path):
     assert int(count) == len(list(RESULTS.glob("*.json")))
 
 
+@pytest.fixture(scope="module")
+def editable(wheel, tmp_path_factory):
+    """What pip install -e adds to the folder of packages, for a clone in a folder "normcourse"."""
+    folder = tmp_path_factory.mktemp("editable")
+    (folder / "here").mkdir()
+    clone = shutil.copytree(wheel.parent / "source", folder / "here" / "normcourse")
+    build = f"from setuptools import build_meta; build_meta.build_editable({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.unpack_archive(next(folder.glob("*.whl")), folder / "packages", "zip")
+    return folder
+
+
+def test_a_clone_named_as_the_package_does_not_hide_it(editable, site):
+    """Neither where the clone is installed, nor where another copy is."""
+    ask = "import site, sys; site.addsitedir(sys.argv[1]); import importlib.util; "
+    ask += "print(importlib.util.find_spec('normcourse').origin)"
+    clone = editable / "here" / "normcourse"
+    for packages, expected in ((editable / "packages", clone), (site, site)):
+        command = [sys.executable, "-S", "-c", ask, packages]  # -S: without what is installed here
+        done = subprocess.run(command, cwd=editable / "here", capture_output=True, text=True)
+        assert done.stdout.strip() == str(expected / "normcourse" / "__init__.py"), done.stderr
+
+
+def test_the_command_runs_from_the_folder_that_holds_the_clone(editable, site):
+    said = call([sys.executable, "-m", "normcourse", "--help"], site, editable / "here")
+    assert said.startswith("usage: python -m normcourse")
+
+
 def test_the_bounds_are_the_same_wherever_they_stand():
     required = bounds((ROOT / "requirements.txt").read_text())
     assert bounds((ROOT / "constraints-oldest.txt").read_text()) == required
