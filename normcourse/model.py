@@ -124,7 +124,7 @@ class NormNet(nn.Module):
         if (count := count_parameters(self)) >= MAX_PARAMETERS:
             message = f"{num_classes} classes make {count:,} parameters"
             limit = f"the assignment allows fewer than {MAX_PARAMETERS:,}"
-            raise CourseError(f"{message}; {limit}: use fewer classes")
+            raise CourseError(f"{message}; {limit}: use fewer, or the net 'reference'")
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, num_classes)
         for layer in self.children():
