@@ -64,6 +64,15 @@ def load_data(source: str | Path | None = None) -> Data:
         return digits()
 
 
+def home() -> Path:
+    """The checkout that we are in, else the working folder: where data/ and runs/ are."""
+    here = Path.cwd()
+    holds_course = (
+        path for path in (here, *here.parents) if (path / "normcourse/norm.py").exists()
+    )
+    return next(holds_course, here)
+
+
 def digits() -> Data:
     """scikit-learn's 1,797 handwritten digits, 8 x 8, enlarged to 3 x 32 x 32.
 

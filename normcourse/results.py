@@ -16,7 +16,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from normcourse.data import Data
+from normcourse.data import Data, home
 from normcourse.errors import CourseError
 from normcourse.model import MAX_PARAMETERS
 from normcourse.norm import NORMS
@@ -55,7 +55,7 @@ def published(settings: Settings) -> tuple[Path, Record] | tuple[None, None]:
 
 
 def trained(
-    settings: Settings, data: Data, retrain: str | None = None, runs: str | Path = "runs"
+    settings: Settings, data: Data, retrain: str | None = None, runs: str | Path | None = None
 ) -> tuple[nn.Module, Record]:
     """The network that ``settings`` name, trained, and the record of a training.
 
@@ -123,9 +123,9 @@ def run_name(settings: Settings, data: Data) -> str:
     return f"{settings.net}-{settings.norm}{size}-seed{settings.seed}-{digest}"
 
 
-def data_folder(runs: str | Path, name: str) -> Path:
+def data_folder(runs: str | Path | None, name: str) -> Path:
     """The folder of a data set's runs: records of different data never mix."""
-    return Path(runs) / quote(name.lower(), safe="")
+    return Path(runs or home() / "runs") / quote(name.lower(), safe="")
 
 
 def mistakes(logits: Tensor, labels: Tensor, count: int = 10) -> list[tuple[int, int, float]]:

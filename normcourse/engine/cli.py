@@ -5,12 +5,13 @@ import inspect
 import os
 import re
 import runpy
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from normcourse.data import load_data
+from normcourse.data import home, load_data
 from normcourse.engine import parallel
 from normcourse.engine.fit import fit, pick_device
 from normcourse.engine.parallel import tell
@@ -53,7 +54,7 @@ def make_parser() -> Parser:
     add_train_options(train.add_argument)
     about = "turn the records into the results table and the pictures, beside the runs"
     add = commands.add_parser("report", help=about, description=about).add_argument
-    add("--runs", default="runs", help="folder that holds the runs (default: runs)")
+    add("--runs", default=home() / "runs", help="folder that holds the runs (default: %(default)s)")
     add("--data", help="where the images are (default: $NORMCOURSE_DATA, or where they are found)")
     add("--publish", action="store_true", help="write README's results, images/, results/")
     return parser
@@ -66,12 +67,16 @@ def add_train_options(add: Any) -> None:
     """
     unset, usual, published = argparse.SUPPRESS, default_settings(), default_settings("reference")
     norms = "; ".join(f"{key}: {name}" for key, name in NORMS.items())
-    sources = "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or a folder of images"
+    sources = (
+        "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or a folder of images "
+    )
+    sources += "(NormNet: at most 12 classes)"
     add("--net", choices=NETS, default="normnet", help="the course's or the published designs")
     add("--norm", nargs="+", choices=list(NORMS), default=MAIN, metavar="NORM", help=norms)
     add("--seed", nargs="+", type=int, default=[0], help="draws weights and batches; a run each")
     add("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=unset)
-    add("--runs", default="runs", help="folder for records, weights, checkpoints and pictures")
+    place = home() / "runs"  # the same from any folder of a checkout
+    add("--runs", default=place, help="folder for records, weights, checkpoints and pictures")
     add("--device", default="auto", help="auto (CUDA if there, else CPU), cpu, cuda or mps")
     add("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
     comments = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Settings), re.MULTILINE)
@@ -116,12 +121,15 @@ def publish(runs: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is 2 for input that cannot be used, 130 for Ctrl-C."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # until now, see normcourse/__init__.py
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe cannot encode every class name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     os.environ["MPLBACKEND"] = "agg"  # pictures go into files; a notebook's backend may not be here
-    options = vars(make_parser().parse_args(arguments))
     try:
+        options = vars(make_parser().parse_args(arguments))
         if options.pop("command") == "train":
             train(options)
         else:
