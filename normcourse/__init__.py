@@ -4,7 +4,20 @@ The lessons use norm, model, data, train, results, plot and cube. What they need
 checkpoints, downloads, several processes and the command line, stands in normcourse.engine.
 """
 
+import os
+import signal
+import sys
+
 __version__ = "0.6.0"
+
+if os.path.basename(sys.argv[0]) in ("-m", "normcourse"):  # the command, while it is imported
+
+    def interrupted(*_: object) -> None:
+        """What Ctrl-C does in the seconds until the command begins: no traceback."""
+        os.write(2, b"\ninterrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, interrupted)
 
 from normcourse.data import Data, batches, load_data
 from normcourse.engine.fit import fit

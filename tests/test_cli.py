@@ -16,12 +16,12 @@ from conftest import make_folder, script
 from PIL import Image
 from test_train import same
 
-from normcourse import CourseError
-from normcourse.engine import cli, report
+from normcourse import CourseError, NormNet
+from normcourse.engine import cli, report, sources
 from normcourse.engine import fit as fit_module
 from normcourse.engine.cli import main
 from normcourse.engine.record import find_records
-from normcourse.results import RESULTS, published_records, table
+from normcourse.results import RESULTS, data_folder, published_records, table
 
 
 @pytest.fixture
@@ -132,7 +132,10 @@ def test_reference_designs_train_by_the_same_command(folder, runs, capsys):
         (["train", "--net", "reference", "--norm", "in"], ["'in'", "bn 1"]),
         ([], ["train,report"]),
         (["fit"], ["'fit'", "train", "report"]),
-        (["report", "--runs", "nowhere"], ["no records in nowhere", "normcourse train"]),
+        (["report", "--runs", "nowhere"], ["no records in", "nowhere', which is no folder"]),
+        (["report", "--runs", "."], ["no records in", "normcourse train --runs ."]),
+        (["train", "--data", "./x"], ["'./x'", "/x' is not there"]),
+        (["train", "--data", __file__], ["test_cli.py' is no folder"]),
     ],
 )
 def test_bad_options_end_in_one_line_and_status_2(options, words, capsys, tmp_path, monkeypatch):
@@ -234,6 +237,59 @@ def test_a_report_loads_no_other_data_than_that_of_its_runs(monkeypatch):
     monkeypatch.setattr(report, "load_data", lambda source: pytest.fail(f"loaded {source}"))
     monkeypatch.setattr(report, "find_cifar10", lambda: "data/cifar-10-batches-py")
     assert report.find_images("insects") is None
+
+
+@pytest.mark.parametrize("start", [["-m", "normcourse"], ["normcourse"]])
+def test_ctrl_c_during_the_imports_is_one_line(start, tmp_path):
+    waits = "import sys, time\nprint('importing', flush=True)\ntime.sleep(100)\n"
+    (tmp_path / "torch.py").write_text(waits)
+    (tmp_path / "normcourse").write_text("import normcourse.engine.cli\n")  # as pip writes it
+    path = os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[2])])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    places = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": path}}
+    process = subprocess.Popen([sys.executable, *start], **pipes, **places)
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "\ninterrupted\n") and process.returncode == 130
+
+
+def test_thirteen_classes_need_another_network(tmp_path, runs, capsys):
+    classes = [f"class{n}" for n in range(13)]
+    many = make_folder(tmp_path / "many", classes=classes, count=2)
+    assert train(many, runs, "--norm", "bn") == 2
+    (line,) = errors(capsys)
+    assert "13 classes make 50,045 parameters" in line and "use fewer, or the net 'ref" in line
+    assert train(many, runs, "--norm", "bn", "--net", "reference") == 0
+    NormNet("bn", 12)  # the limit that --help names
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "(NormNet: at most 12 classes)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_runs_and_data_are_found_from_any_folder_of_a_checkout(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "course"
+    for folder in ("normcourse", "notebooks/deep", "data"):
+        (root / folder).mkdir(parents=True)
+    (root / "normcourse" / "norm.py").touch()
+    (root / "data" / sources.ARCHIVE).touch()
+    make_folder(root / "insects")
+    monkeypatch.delenv("NORMCOURSE_DATA", raising=False)
+    for place in (root, root / "notebooks", root / "notebooks" / "deep"):
+        monkeypatch.chdir(place)
+        assert sources.find_cifar10() == root / "data" / sources.ARCHIVE
+        assert data_folder(None, "insects") == root / "runs" / "insects"
+    words = ["train", "--data", str(root / "insects"), "--norm", "bn", "--epochs", "1"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert [path.name for path in root.glob("runs/*")] == ["insects"]
+    assert not list((root / "notebooks").rglob("runs"))
+    assert main(["report"]) == 0 and str(root / "runs" / "insects") in capsys.readouterr().out
+
+
+def test_outside_a_checkout_runs_and_data_are_those_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / sources.BATCHES).mkdir(parents=True)
+    assert sources.find_cifar10() == tmp_path / "data" / sources.BATCHES
+    assert data_folder(None, "x") == tmp_path / "runs" / "x"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
@@ -364,6 +420,33 @@ def test_publish_writes_readme_images_records_and_weights(folder, runs, checkout
     assert contents(checkout) == before
     PUBLISH.publish(kept, root=checkout)  # onto itself
     assert contents(checkout) == before
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_publishing_changes_nothing_else_of_a_page(ends, checkout):
+    """Neither the ends of its lines nor bytes that are not UTF-8; nor does a record's text."""
+    records = [dict(record) for record in published_records().values()]
+    for record in records:
+        record["device"] = record["system"] = PUBLISH.END.format("results")
+    page = checkout / "README.md"
+    around = [f"caf\xe9{ends}{ends}".encode("latin-1"), f"{ends}after{ends}".encode()]
+    page.write_bytes(marked("results").replace("\n", ends).encode().join(around))
+    for _ in range(2):
+        PUBLISH.write_page(page, PUBLISH.parts(records), {})
+        content = page.read_bytes()
+        assert content.startswith(around[0]) and content.endswith(around[1])
+        assert content.count(b"\n") == content.count(ends.encode())
+        assert table(records[:1], PUBLISH.RESULTS).splitlines()[0].encode() in content
+
+
+def test_publishing_some_runs_keeps_the_others(folder, runs, checkout, monkeypatch):
+    monkeypatch.setattr(PUBLISH, "is_final", lambda _: True)
+    for norm in ("bn", "ln"):
+        train(folder, runs / norm, "--norm", norm)
+        PUBLISH.publish(runs / norm, root=checkout)
+    text = (checkout / "README.md").read_text(encoding="utf-8")
+    assert "| Batch Norm (batch_size 12) |" in text and "| Layer Norm (batch_size 12) |" in text
+    assert len(list((checkout / "normcourse" / "results").glob("*.json"))) == 2
 
 
 def test_publish_writes_the_address_into_the_notebooks(checkout):
