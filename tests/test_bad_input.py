@@ -306,7 +306,7 @@ def test_batches_cut_short_or_altered(official, name, change):
         message = check_source(official)
     finally:
         file.write_bytes(content)
-    assert message is None if altered == content else f"{name} is missing, or its MD5" in message
+    assert message is None if altered == content else f"{name} is not the official file" in message
 
 
 @pytest.fixture(scope="module")
@@ -529,3 +529,9 @@ def test_copies_below_one_folder_change_no_deviation(tmp_path):
         patch.setattr("normcourse.engine.report.draw_pictures", lambda *_: None)
         text = write_report(tmp_path)
     assert "| 2 |" in text and "81.00 ± 1.41" in text
+
+
+def test_a_record_that_cannot_be_read_is_not_told_to_be_deleted(tmp_path):
+    file = tmp_path / "normnet-gn-seed0-01234567.json"
+    file.mkdir()
+    assert complains(lambda: read_record(file)) == f"cannot read {file} (Is a directory)"

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 import sys
@@ -227,9 +228,7 @@ def test_nothing_runs_that_is_not_official(official, monkeypatch, tmp_path, name
     for attack in [pickle_of_an_address(changed), *ATTACKS]:
         (official[0] / sources.BATCHES / name).write_bytes(attack)
         named = "data_batch_1" if published else name  # the first wrong one: there, all seven are
-        with pytest.raises(
-            CourseError, match=f"{named} is missing, or its MD5 is wrong; get"
-        ) as error:
+        with pytest.raises(CourseError, match=f"{named} is not the official file; get") as error:
             load_data(official[0])
         assert len(str(error.value).splitlines()) == 1
         assert not changed and not (tmp_path / "written").exists()
@@ -252,7 +251,7 @@ def test_one_flipped_bit_is_refused(official, name, place):
     content = bytearray(file.read_bytes())
     content[int(place * len(content)) if place > 0 else place] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CourseError, match=f"{name} is missing, or its MD5 is wrong"):
+    with pytest.raises(CourseError, match=f"{name} is not the official file"):
         load_data(official[0])
 
 
@@ -260,7 +259,7 @@ def test_official_files_under_each_others_names_are_refused(official):
     folder = official[0] / sources.BATCHES
     for old, new in (("data_batch_1", "x"), ("test_batch", "data_batch_1"), ("x", "test_batch")):
         (folder / old).rename(folder / new)
-    with pytest.raises(CourseError, match="data_batch_1 is missing, or its MD5 is wrong"):
+    with pytest.raises(CourseError, match="data_batch_1 is not the official file"):
         load_data(official[0])
 
 
@@ -285,9 +284,8 @@ def test_other_files_beside_the_official_ones_are_not_read(official, monkeypatch
 def test_bad_batches(official, name, content):
     file = official[0] / sources.BATCHES / name
     file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(
-        CourseError, match=f"{name} is missing, or its MD5 is wrong; get cifar-10-python"
-    ):
+    reason = "missing" if content is None else "not the official file"
+    with pytest.raises(CourseError, match=f"{name} is {reason}; get cifar-10-python"):
         load_data(official[0])
 
 
@@ -317,7 +315,7 @@ def test_what_lies_in_data_must_be_cifar10(tmp_path, monkeypatch):
     (tmp_path / "data" / "cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "data" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"something else")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CourseError, match="data_batch_1 is missing, or its MD5 is wrong"):
+    with pytest.raises(CourseError, match="data_batch_1 is not the official file"):
         load_data("cifar10")
 
 
@@ -393,6 +391,31 @@ def test_bad_folders_say_what_is_wrong(folder, spoil, words, cache):
 def test_unknown_source(source):
     with pytest.raises(CourseError, match="cifar10, digits, auto, or the path"):
         load_data(source)
+
+
+def test_a_source_that_is_not_there_is_named_with_where_it_came_from(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NORMCOURSE_DATA", "my/images")
+    told = r"no data source 'my/images' \(\$NORMCOURSE_DATA\): '.*/my/images' is not there; allowed"
+    with pytest.raises(CourseError, match=told):
+        load_data()
+    with pytest.raises(CourseError, match="no data source 'yours': '.*/yours' is not there; allo"):
+        load_data("yours")
+
+
+@pytest.mark.parametrize("name", ["train/ant", "train/ant/deep"])
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch, name):
+    (folder / "train" / "ant" / "deep").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path) == str(folder / name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CourseError, match=f"cannot read .*{name}: Permission denied"):
+        load_data(folder)
 
 
 # --- batches

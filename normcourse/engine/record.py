@@ -117,6 +117,8 @@ def read_record(path: Path, wanted: dict[str, Any] | None = None) -> Record:
         record["settings"] = asdict(Settings(**record["settings"]))  # old ones have fewer
         check_record(record)
         json.dumps(record, ensure_ascii=False).encode()  # fails for half a surrogate pair
+    except OSError as error:
+        raise CourseError(f"cannot read {path} ({error.strerror})") from error
     except Exception as error:  # what is no record fails in many ways
         message = f"{path} is not a whole record ({type(error).__name__}: {error}); delete it"
         raise CourseError(f"{message} and train again") from error

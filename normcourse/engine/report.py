@@ -20,7 +20,8 @@ def report(runs: str | Path, source: str | None = None) -> str:
     """
     folders = sorted({path.parent for path in Path(runs).rglob(RECORDS)})
     if not folders:
-        raise CourseError(f"no records in {runs}; first: python -m normcourse train --runs {runs}")
+        place = f"{os.path.abspath(runs)!r}{'' if os.path.isdir(runs) else ', which is no folder'}"
+        raise CourseError(f"no records in {place}; first: python -m normcourse train --runs {runs}")
     texts = []
     for folder in folders:
         first = next(iter(find_records(folder).values()))

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from normcourse.data import Data, make_data
+from normcourse.data import Data, home, make_data
 from normcourse.engine.record import write_file
 from normcourse.errors import CourseError
 
@@ -63,14 +63,14 @@ def cache_folder() -> Path:
 
 
 def find_cifar10() -> Path | None:
-    """The official batches or archive: in ``./data``, as torchvision has them, or in the cache."""
-    here, cache = Path("data").resolve(), cache_folder()
+    """The official batches or archive: in ``data/``, as torchvision has them, or in the cache."""
+    here, cache = home() / "data", cache_folder()
     places = (here / BATCHES, here / ARCHIVE, cache / BATCHES, cache / ARCHIVE)
     return next((place for place in places if place.exists()), None)
 
 
 def load_cifar10(hurry: bool = False) -> Data:
-    """Load CIFAR-10 from ``./data`` or the cache, or download it; in a ``hurry``, not slowly.
+    """Load CIFAR-10 from ``data/`` or the cache, or download it; in a ``hurry``, not slowly.
 
     Raises CourseError if what lies there is something else, or if no mirror delivers it.
     """
@@ -84,7 +84,10 @@ def load_path(source: str | Path) -> Data:
     """
     path = Path(os.path.expanduser(source))
     if not os.path.isdir(path) and path.name != ARCHIVE:
-        raise CourseError(f"no data source {str(source)[:200]!r}; allowed: {SOURCES}")
+        reason = "no folder" if os.path.exists(path) else "not there"
+        named = " ($NORMCOURSE_DATA)" if source == os.environ.get("NORMCOURSE_DATA") else ""
+        told = f"no data source {str(source)[:200]!r}{named}: {os.path.abspath(path)[-300:]!r}"
+        raise CourseError(f"{told} is {reason}; allowed: {SOURCES}")
     path = path.resolve()
     for name in (BATCHES, ARCHIVE):
         if (path / name).exists():
@@ -135,8 +138,10 @@ def _read_official(path: Path) -> Data:
     """Five files of training images, one of test images, and the names of the classes."""
     contents = _official_files(path)
     for name, published in OFFICIAL_MD5.items():
-        if hashlib.md5(contents.get(name, b""), usedforsecurity=False).hexdigest() != published:
-            raise CourseError(f"{path / name} is missing, or its MD5 is wrong; get {ARCHIVE} again")
+        if name not in contents:
+            raise CourseError(f"{path / name} is missing; get {ARCHIVE} again")
+        if hashlib.md5(contents[name], usedforsecurity=False).hexdigest() != published:
+            raise CourseError(f"{path / name} is not the official file; get {ARCHIVE} again")
     loaded = {name: pickle.loads(contents[name], encoding="bytes") for name in OFFICIAL_MD5}
     parts = []
     for names in ([f"data_batch_{k}" for k in range(1, 6)], ["test_batch"]):
@@ -252,8 +257,9 @@ def _download(hurry: bool) -> Path:
             return archive
         except Exception as error:  # of requests, urllib3, the disk, or an address that is none
             tried.append(f"{url} ({_reason(error)})")
-    message = f"CIFAR-10 is in neither ./data nor {cache_folder()}; tried: {'; '.join(tried)}"
-    raise CourseError(f"{message}. Put {ARCHIVE} into ./data, or give another source: {SOURCES}")
+    here = home() / "data"
+    message = f"CIFAR-10 is in neither {here} nor {cache_folder()}; tried: {'; '.join(tried)}"
+    raise CourseError(f"{message}. Put {ARCHIVE} into {here}, or give another source: {SOURCES}")
 
 
 def _fetch(url: str, hurry: bool, file: BinaryIO) -> None:
