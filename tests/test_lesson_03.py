@@ -289,8 +289,6 @@ ALTERED = [
     ("rates_by_norm", "Layer Norm, rate 0.3", figure("growth C1.conv.0", 2.9)),
     ("rates_by_norm", "Batch Norm, rate 0.3", figure("growth C1.conv.0", 1.2)),
     ("rates_by_norm", "Instance Norm, rate 0.3", figure("growth C9.conv.1", 1.5)),
-    ("rates_by_norm", "Batch Norm, rate 1", figure("growth", 40.0)),
-    ("rates_by_norm", "Group Norm, rate 1", figure("growth", 2.0)),
     ("larger_rates", "no norm, five epochs, rate 0.1", diverges),
     ("instance_norm", "Instance Norm, nothing", figure("test_accuracy", 50.0)),
     ("instance_norm", "Instance Norm, hard swish", figure("test_accuracy", 70.0)),
