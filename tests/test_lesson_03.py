@@ -384,7 +384,7 @@ def test_smoother_curves_are_noticed(lesson, monkeypatch):
 
 def test_what_is_not_yet_recorded():
     """As soon as it is, the sentences about it in sections 8, 11 and 12 need to be written anew."""
-    for name, words in (("groups", "has no record yet"), ("main_table", "an older run")):
+    for name, words in (("groups", "has no record yet"), ("main_table", "one older run")):
         said = any(words in source for source in SOURCES.values())
         assert said != (results.EXPERIMENTS / name).exists(), (
             f"{name} is recorded: say what it found"
@@ -401,4 +401,4 @@ def test_where_one_seed_is_recorded():
         if each["net"] == "normnet" and each["norm"] in full:
             full[each["norm"]].append(run["versions"]["normcourse"])
     assert ("one seed cannot say" in SOURCES["cell-124"]) == (len(full["in"]) == 1)
-    assert ("an older run" in SOURCES["cell-119"]) == (full["none"] == ["0.3.0"])
+    assert ("one older run" in SOURCES["cell-119"]) == (full["none"] == ["0.3.0"])
