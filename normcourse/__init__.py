@@ -10,18 +10,12 @@ import sys
 
 __version__ = "0.6.0"
 
-if os.path.basename(sys.argv[0]) in ("-m", "normcourse"):  # the command, while it is imported
-
-    def interrupted(*_: object) -> None:
-        """What Ctrl-C does in the seconds until the command begins: no traceback."""
-        os.write(2, b"\ninterrupted\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, interrupted)
+if os.path.basename(sys.argv[0]) in ("-m", "normcourse"):  # the command, which is being imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 from normcourse.data import Data, batches, load_data
 from normcourse.engine.fit import fit
 from normcourse.errors import CourseError
-from normcourse.model import NormNet, count_parameters, receptive_fields, reference_net
+from normcourse.model import NormNet, count_parameters, reference_net
 from normcourse.norm import norm_layer
 from normcourse.train import Settings, default_settings, evaluate, predict

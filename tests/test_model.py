@@ -1,15 +1,9 @@
 import pytest
 import torch
+from receptive_fields import receptive_fields
 from torch import nn
 
-from normcourse import (
-    CourseError,
-    NormNet,
-    count_parameters,
-    norm_layer,
-    receptive_fields,
-    reference_net,
-)
+from normcourse import CourseError, NormNet, count_parameters, norm_layer, reference_net
 from normcourse.model import MirrorConv
 from normcourse.norm import NORMS
 from normcourse.train import Settings, build
