@@ -67,16 +67,12 @@ def add_train_options(add: Any) -> None:
     """
     unset, usual, published = argparse.SUPPRESS, default_settings(), default_settings("reference")
     norms = "; ".join(f"{key}: {name}" for key, name in NORMS.items())
-    sources = (
-        "cifar10, digits, auto (CIFAR-10 if it can be had, else digits) or a folder of images "
-    )
-    sources += "(NormNet: at most 12 classes)"
+    sources = "cifar10; digits; auto: CIFAR-10, else digits; a folder (NormNet: at most 12 classes)"
     add("--net", choices=NETS, default="normnet", help="the course's or the published designs")
     add("--norm", nargs="+", choices=list(NORMS), default=MAIN, metavar="NORM", help=norms)
     add("--seed", nargs="+", type=int, default=[0], help="draws weights and batches; a run each")
     add("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=unset)
-    place = home() / "runs"  # the same from any folder of a checkout
-    add("--runs", default=place, help="folder for records, weights, checkpoints and pictures")
+    add("--runs", default=home() / "runs", help="folder for records, weights and pictures")
     add("--device", default="auto", help="auto (CUDA if there, else CPU), cpu, cuda or mps")
     add("--more-epochs", action="store_true", help="allow more than the assignment's 20 epochs")
     comments = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Settings), re.MULTILINE)
@@ -121,9 +117,7 @@ def publish(runs: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is 2 for input that cannot be used, 130 for Ctrl-C."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # until now, see normcourse/__init__.py
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # before: normcourse/__init__.py
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe cannot encode every class name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

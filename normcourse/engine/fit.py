@@ -89,8 +89,8 @@ def add_epoch(run: Run, data: Data, path: Path | None, progress: bool) -> None:
         run.history.append(train_and_evaluate(run, data, progress))
         if path:
             save_checkpoint(run, path)
-    except KeyboardInterrupt:
-        if not (path and progress):
+    except KeyboardInterrupt as stop:
+        if str(stop) or not (path and progress):  # stopped by another process, or nothing is kept
             raise
         again = f"interrupted: run the cell again to go on after epoch {done}"
         raise KeyboardInterrupt(again) from None
