@@ -88,8 +88,7 @@ def test_what_is_left_out_is_counted(folder, capsys):
     for _ in range(2):  # the second time, the images are not decoded again
         assert len(load_data(folder).train_labels) == 24
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"5 files in {folder / 'train'} are left out" in line
-        assert all(part in line for part in ("2 .heic", "2 without ending", "1 .png"))
+        assert f"5 files in {folder / 'train'} are left out; read are .png, " in line
         assert line.endswith(
             "read are .png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff in a class's folder"
         )
