@@ -48,7 +48,7 @@ def test_answers_are_folded():
     asked = 0
     for k, cell in enumerate(CELLS[1:], 1):
         if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter") == {"outputs_hidden": True}
+            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
             assert folded == ("hide-output" in cell["metadata"].get("tags", []))
         elif "**Predict.**" in source(cell):
             asked += 1
@@ -57,6 +57,17 @@ def test_answers_are_folded():
             answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
             assert "hide-output" in answers[0]["metadata"]["tags"]
     assert asked >= 20
+
+
+def test_what_draws_or_checks_is_folded_in_every_viewer():
+    """In JupyterLab by source_hidden, on a site by the tag, in Colab by cellView."""
+    for cell in CELLS:
+        if cell["cell_type"] == "code":
+            folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
+            tagged = "hide-input" in cell["metadata"].get("tags", [])
+            in_colab = cell["metadata"].get("cellView") == "form"
+            assert folded == tagged == in_colab
+            assert folded == source(cell).startswith(("# skip: ", "# Finds the course"))
 
 
 def test_what_is_folded_is_opened_and_closed():
@@ -76,7 +87,10 @@ def test_published_runs_are_drawn_beside_a_run_on_their_own_images_alone(monkeyp
 
 # --- the exercises --------------------------------------------------------------------------------
 
-EXERCISES = code_after("## 14 Exercises", "## 15 Summary")
+EXERCISES = []  # each exercise stands at the end of its section
+for each in CELLS:
+    if re.search(r"(right|answer)_\d|# your code", source(each)) and each["cell_type"] == "code":
+        EXERCISES.append(source(each))
 FUNCTIONS = {2: "freeze", 4: "bias_of_folded", 5: "variance_of_both"}
 NUMBERS = {1: 128, 3: 6.61}
 
@@ -110,7 +124,6 @@ def test_the_checks_are_short_and_what_they_know_is_folded():
     for cell in CELLS:
         knows = re.search(r"^(def )?(right|others)_\d", source(cell), re.M)
         if cell["cell_type"] == "code" and knows:
-            assert cell["metadata"]["jupyter"] == {"source_hidden": True}
             assert source(cell).startswith("# skip: this cell only checks")
 
 
@@ -195,6 +208,25 @@ def test_exercise_2(say):
     assert "the batch still normalizes" in say(2, batch_norms(momentum_0))
 
 
+@pytest.mark.parametrize("change", [nn.Module.eval, lambda model: model.requires_grad_(False)])
+def test_exercise_2_names_a_network_that_is_not_returned(say, change):
+    def freeze(model):
+        change(model)
+
+    assert "you returned None" in say(2, freeze)
+
+
+def test_an_exercise_stands_at_the_end_of_its_section():
+    texts = [source(cell) for cell in CELLS if cell["cell_type"] == "markdown"]
+    found, section = {}, ""
+    for text in texts:
+        if heading := re.match(r"## (\d+|\w+)", text):
+            section = heading[1]
+        if exercise := re.match(r"\*\*Exercise (\d)\.", text):
+            found[exercise[1]] = section
+    assert found == {"1": "1", "2": "8", "3": "10", "4": "11", "5": "12"}
+
+
 FORMS = [lambda y: y, torch.Tensor.double, torch.Tensor.numpy, torch.Tensor.tolist]
 FORMS += [lambda y: y.clone().requires_grad_()]
 CHANGES = [lambda y: 1.05 * y, lambda y: y + 0.05, lambda y: -y, torch.zeros_like, lambda y: y[:2]]
@@ -230,9 +262,10 @@ def test_an_answer_for_the_first_batch_alone_is_refused(say, lesson):
 # --- what the records say -------------------------------------------------------------------------
 
 RATES = code_after("### 9.3", "### 9.4")
-FEW = code_after("## 10 ", "## 11")
+FEW = code_after("## 10 ", "## Summary")
 FEW = FEW[next(k for k, cell in enumerate(FEW) if cell.startswith("shared, sizes =")) :]
 FEW = FEW[: 1 + next(k for k, cell in enumerate(FEW) if "else the text is too bold" in cell)]
+FEW += code_after("### 14.4", "### 14.5")
 
 
 @pytest.fixture
@@ -331,6 +364,12 @@ FEW_REFUTED = {
     "32 lose, too": setting("k = 32", "running", 83.0),
     "the noise regularizes": setting("k = 2", "train", 90.0),
     "seeds disagree": of_three_seeds(0, 2.7, -2.7),
+    "the modes do not matter": setting("k = 2", "batch", 85.4),
+    "without noise k = 2 gains": setting("k = 2", "batch", 82.0),
+    "without noise k = 8 does not gain": setting("k = 8", "batch", 85.2),
+    "frozen weights fit any statistics": setting("k = 2, frozen at the end", "precise", 84.8),
+    "frozen statistics win back all": setting("k = 2, frozen at the end", "running", 86.2),
+    "as good as Group Norm": setting("Group Norm", "running", 83.2),
 }
 
 
@@ -343,6 +382,28 @@ def test_few_images_are_told_as_recorded(tell, change):
 def test_another_outcome_of_few_images_would_refute_the_text(tell, change):
     with pytest.raises(AssertionError):
         tell(FEW, "shared_statistics", change)
+
+
+def test_how_many_seeds_there_are_is_said(monkeypatch, capsys):
+    for change, words in ((of_one_seed, "one seed,"), (of_three_seeds(0, 0.1, -0.1), "3 seeds,")):
+        records = change(results.experiment("shared_statistics"))
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "experiment", lambda name, records=records: records)
+            run(FEW[:1])
+        assert words in capsys.readouterr().out
+
+
+def test_no_rate_of_the_search_beat_the_middle_one_by_half_a_point():
+    reached = {}
+    for path in (NOTEBOOKS.parent / "experiments" / "lr_search").glob("normnet-*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        settings = record["settings"]
+        assert (settings["epochs"], settings["seed"], settings["validate"]) == (3, 0, True)
+        by_rate = reached.setdefault(settings["norm"], {})
+        by_rate[settings["lr"]] = record["history"][-1]["val_accuracy"]
+    for norm in ("bn", "ln", "gn"):
+        assert reached[norm].keys() == {0.015, 0.03, 0.06}
+        assert max(reached[norm].values()) < reached[norm][0.03] + 0.5
 
 
 def test_no_receptive_fields_and_no_optimizer_are_taught():
