@@ -27,19 +27,24 @@ def untrained(settings, data, retrain=None):
     return build(settings, len(data.classes)).eval(), results.published(settings)[1]
 
 
-@pytest.fixture(scope="module")
-def lesson(digits):
-    """All names of the notebook after it has run, on digits, with networks that know nothing."""
+def names_after(cells, data):
+    """All names after some cells have run: no training, no picture."""
     names = {}
     pyplot.switch_backend("agg")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(normcourse, "load_data", lambda: digits)
+        patch.setattr(normcourse, "load_data", lambda: data)
         patch.setattr(results, "trained", untrained)
         patch.setattr(plot, "show", lambda figure, alt, photo=False: pyplot.close(figure))
         patch.setattr(IPython.display, "display", lambda *_: None)
-        for cell in code_cells(LESSON):
+        for cell in cells:
             exec(compile(cell, "notebook 02", "exec"), names)
     return names
+
+
+@pytest.fixture(scope="module")
+def lesson(digits):
+    """All names of the notebook after it has run, on digits, with networks that know nothing."""
+    return names_after(code_cells(LESSON), digits)
 
 
 def test_answers_are_folded():
@@ -47,7 +52,7 @@ def test_answers_are_folded():
     asked = 0
     for k, cell in enumerate(CELLS):
         if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter") == {"outputs_hidden": True}
+            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
             assert folded == ("hide-output" in cell["metadata"].get("tags", []))
         elif "**Predict.**" in "".join(cell["source"]):
             asked += 1
@@ -57,6 +62,35 @@ def test_answers_are_folded():
             answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
             assert "hide-output" in answers[0]["metadata"]["tags"]
     assert asked >= 15
+
+
+def test_what_a_reader_can_skip_is_folded():
+    for cell in CELLS:
+        if cell["cell_type"] == "code":
+            skipped = "".join(cell["source"]).startswith(("# skip", "# Finds the course"))
+            assert skipped == ("hide-input" in cell["metadata"].get("tags", []))
+
+
+def core():
+    """The code cells a reader runs who leaves out everything marked *Going deeper*."""
+    deeper, kept = False, []
+    for cell in CELLS:
+        heading = re.match(r"#+ .*", "".join(cell["source"]))
+        if cell["cell_type"] == "markdown" and heading:
+            deeper = "*Going deeper" in heading.group()
+        if cell["cell_type"] == "code" and not deeper:
+            kept.append("".join(cell["source"]))
+    return kept
+
+
+def test_the_core_needs_nothing_that_goes_deeper(digits):
+    assert len(core()) < len(code_cells(LESSON)) - 20
+    names_after(core(), digits)
+
+
+def test_an_experiment_on_the_axes_gets_its_section_once_it_is_recorded():
+    recorded = list((results.EXPERIMENTS / "layer_norm_axes").glob("*.json"))
+    assert not recorded or "layer_norm_axes" in LESSON.read_text(encoding="utf-8")
 
 
 # --- findings -------------------------------------------------------------------------------------
@@ -93,7 +127,7 @@ def run(lesson, cells, monkeypatch, name, records):
 
 
 SEQUENCES = 'results.experiment("sequences")', "mean_at = {"
-TRANSFORMER = 'results.experiment("transformer")', "sizes_of = {"
+TRANSFORMER = 'results.experiment("transformer")', "mean_size = {"
 OTHERWISE = [
     ("sequences", "Layer Norm, batch 32, rate 0.03", "known", -5),
     ("sequences", "RMSNorm, batch 8, rate 0.03", "longer", -1),
@@ -106,10 +140,13 @@ OTHERWISE = [
     ("sequences", "no norm, learned gain, batch 8, rate 0.03", "known", -11),
     ("sequences", "no norm, learned gain, batch 32, rate 0.1", "known", 40),
     ("sequences", "Layer Norm, batch 32, rate 0.3", "known", -20),
+    ("sequences", "Batch Norm, batch 8, rate 0.3", "known", 22),
     ("transformer", "post-norm, rate 0.004", "validation loss", -1.5),
     ("transformer", "post-norm, rate 0.004", "validation loss", None),
     ("transformer", "post-norm with warm-up, rate 0.004", "validation loss", 0.1),
+    ("transformer", "post-norm with warm-up, rate 0.002", "validation loss", 0.03),
     ("transformer", "post-norm with warm-up, rate 0.008", "validation loss", 1.7),
+    ("transformer", "pre-norm, rate 0.004", "validation loss", -0.05),
     ("transformer", "pre-norm, rate 0.008", "validation loss", 0.1),
     ("transformer", "pre-norm, rate 0.016", "validation loss", None),
     ("transformer", "pre-RMSNorm, rate 0.008", "validation loss", 0.1),
@@ -156,15 +193,43 @@ def test_one_seed_that_says_otherwise_is_enough(lesson, monkeypatch, experiment)
 )
 def test_the_price_fails_if_the_published_runs_say_otherwise(lesson, monkeypatch, net, norm, by):
     records = results.published_records()
-    cells = cells_between("main = []", "    assert -2.5 < difference.low")[:2]
-    cells += cells_between("    assert -2.5 < difference.low", "    assert -2.5 < difference.low")
-    cells += cells_between("of_ln = []", "final = {}")
+    cells = cells_between("main = []", "behind = {")
+    cells += cells_between('assert behind["gn"].low', 'assert behind["gn"].low')
+    cells += cells_between("designs_of_ln = []", "final = {}")
     run(lesson, cells, monkeypatch, "published_records", records)
     for record in records.values():
         if (record["settings"]["net"], record["settings"]["norm"]) == (net, norm):
             record["history"][-1]["test_accuracy"] += by
     with pytest.raises(AssertionError):
         run(lesson, cells, monkeypatch, "published_records", records)
+
+
+@pytest.mark.parametrize("gap", [(86, 86.5, 87), (83, 84, 85)])
+def test_the_price_against_batch_norm_fails_if_an_interval_excludes_a_published_number(lesson, gap):
+    names = dict(lesson)
+    names["behind"] = {"gn": lesson["behind"]["gn"]}
+    names["behind"]["bn"] = results.paired(dict(enumerate(gap)), {0: 86, 1: 86.4, 2: 86.9})
+    (cell,) = cells_between('assert behind["gn"].low', 'assert behind["gn"].low')
+    with pytest.raises(AssertionError):
+        exec(compile(cell, "notebook 02", "exec"), names)
+
+
+def test_layer_norm_in_the_place_of_batch_norm_is_seen(lesson):
+    """The text says from which to which share the channels of each norm are on."""
+    line = 'untrained = positive["untrained"]'
+    (cell,) = cells_between(line, line)
+    names = dict(lesson, on_cifar10=True, RETRAIN="short")
+    shares = {"LN": torch.linspace(1, 98, 50), "BN": torch.linspace(28, 72, 50)}
+    spread = {(stage, name): 20 for stage in lesson["positive"] for name in shares}
+    for planted in (shares, {"LN": shares["LN"], "BN": shares["LN"]}):
+        names["positive"] = {"untrained": planted}
+        names["spread"] = spread | {("untrained", "BN"): planted["BN"].std()}
+        names["spread"]["untrained", "LN"] = planted["LN"].std() + 0.01
+        if planted is shares:
+            exec(compile(cell, "notebook 02", "exec"), names)
+            continue
+        with pytest.raises(AssertionError):
+            exec(compile(cell, "notebook 02", "exec"), names)
 
 
 # --- exercises ------------------------------------------------------------------------------------
