@@ -157,7 +157,7 @@ OTHERWISE = [
     ("transformer", "none, torch's weights, rate 0.008", "validation loss", -0.2),
     ("transformer", "pre-norm, torch's weights, rate 0.008", "validation loss", -0.1),
     ("transformer", "post-norm, rate 0.001", "gradient 8", 1),
-    ("transformer", "pre-norm, rate 0.008", "gradient 8", 0.2),
+    ("transformer", "pre-norm, rate 0.008", "gradient 8", 0.5),
     ("transformer", "none, torch's weights, rate 0.008", "gradient 7", -2),
 ]
 ENDS = {"sequences": SEQUENCES, "transformer": TRANSFORMER}
