@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import script
@@ -39,7 +40,8 @@ def run_first_cell(monkeypatch):
         calls = []
 
         def find_spec(name):
-            return True if installed or len(calls) == 2 else None
+            there = installed or len(calls) == 2
+            return SimpleNamespace(origin="there" if there else None)  # or a mere folder
 
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "path", list(sys.path))
@@ -51,6 +53,12 @@ def run_first_cell(monkeypatch):
         return calls
 
     return run
+
+
+def test_first_cell_finds_a_clone_below_the_working_folder(run_first_cell, tmp_path):
+    (tmp_path / "normcourse" / "normcourse").mkdir(parents=True)
+    (tmp_path / "normcourse" / "normcourse" / "__init__.py").touch()
+    assert run_first_cell(tmp_path) == [] and sys.path[0] == str(tmp_path / "normcourse")
 
 
 def test_first_cell_finds_the_checkout(run_first_cell, tmp_path):
