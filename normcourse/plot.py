@@ -72,7 +72,7 @@ def bare(axis: Any) -> None:
 def show(figure: Any, alt: str, photo: bool = False) -> None:
     """Display a figure, small: as a PNG of 256 colours, photos as a JPEG.
 
-    Its text form is the description ``alt``.
+    Below it stands the description ``alt``, which is its text form, too.
     """
     from IPython.display import display
     from matplotlib import pyplot
@@ -88,6 +88,7 @@ def show(figure: Any, alt: str, photo: bool = False) -> None:
     image.save(small, kind, quality=90, optimize=True)
     picture = {f"image/{kind}": base64.b64encode(small.getvalue()).decode(), "text/plain": alt}
     display(picture, raw=True, metadata={f"image/{kind}": {"alt": alt}})
+    display({"text/markdown": f"*{alt}*", "text/plain": alt}, raw=True)  # JupyterLab drops alt
 
 
 # --- records --------------------------------------------------------------------------------------

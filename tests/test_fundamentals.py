@@ -154,7 +154,7 @@ def test_images_of_the_readme_stand_in_the_notebook():
         for tag in cell["metadata"].get("tags", []):
             if tag.startswith("image-"):
                 names.append(tag.removeprefix("image-"))
-                (output,) = cell["outputs"]
+                output, _ = cell["outputs"]  # and its description
                 picture = io.BytesIO(base64.b64decode(output["data"]["image/png"]))
                 width, height = Image.open(picture).size
                 assert width == 850 and 200 < height < 870  # 8.5 inches at 100 dpi

@@ -177,7 +177,6 @@ def descriptions(notebook):
     return found
 
 
-@pytest.mark.xfail(reason="plot.show does not write the description below the figure yet")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 def test_nbconverts_own_page_describes_the_figures(notebook):
     page = (ROOT / "build/nbconvert" / notebook.name).with_suffix(".html")
