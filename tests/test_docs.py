@@ -39,10 +39,9 @@ def test_a_part_that_publishing_writes_is_up_to_date_and_stands_once(name):
 
 
 def test_the_words_of_the_summary_are_true():
-    first, last = PUBLISH.reached(OURS, 0), PUBLISH.reached(OURS, -1)
+    last = PUBLISH.reached(OURS)
     three = [last[norm] for norm in ("bn", "ln", "gn")]
     assert max(three) - min(three) <= 0.5  # "within 0.5 points"
-    assert first["none"] < min(first[norm] for norm in ("bn", "ln", "gn"))  # "starts slower"
     assert max(three) - last["none"] < 2  # "still reaches"
     assert f"{last['none']:.1f} %" in PUBLISH.summary(OURS)
 
