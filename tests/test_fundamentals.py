@@ -460,34 +460,6 @@ def test_the_answers_stand_in_a_folded_cell():
                 assert cell.startswith("# skip")
 
 
-def test_what_only_draws_or_checks_is_folded():
-    """In JupyterLab by source_hidden, on a site by the tag, in Colab by cellView."""
-    for path in (FUNDAMENTALS, SOLUTIONS):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            skip = "".join(cell["source"]).startswith(("# skip", "# Finds the course"))
-            folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
-            tagged = "hide-input" in cell["metadata"].get("tags", [])
-            assert skip == folded == tagged == (cell["metadata"].get("cellView") == "form")
-
-
-def test_answers_are_folded():
-    """The output that answers a prediction is folded, and so is its explanation."""
-    cells = json.loads(FUNDAMENTALS.read_text(encoding="utf-8"))["cells"]
-    asked = 0
-    for k, cell in enumerate(cells[1:], 1):
-        if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
-            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
-        elif "**Predict.**" in "".join(cell["source"]):
-            asked += 1
-            texts = (each for each in cells[k + 1 :] if each["cell_type"] == "markdown")
-            found = next("".join(text["source"]) for text in texts)
-            assert found.startswith("<details><summary>What came out</summary>\n\n")
-            answers = [each for each in cells[k + 1 :] if each.get("outputs")]
-            assert "hide-output" in answers[0]["metadata"]["tags"]
-    assert asked >= 15
-
-
 def test_layers_are_short():
     """From scratch in a handful of lines: that is what the notebook promises."""
     for cell in code_cells(FUNDAMENTALS):

@@ -43,33 +43,6 @@ def run(cells, **names):
 # --- folding --------------------------------------------------------------------------------------
 
 
-def test_answers_are_folded():
-    """The output that answers a prediction is folded, and so is its explanation."""
-    asked = 0
-    for k, cell in enumerate(CELLS[1:], 1):
-        if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
-            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
-        elif "**Predict.**" in source(cell):
-            asked += 1
-            texts = (each for each in CELLS[k + 1 :] if each["cell_type"] == "markdown")
-            assert source(next(texts)).startswith("<details><summary>What came out</summary>\n\n")
-            answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
-            assert "hide-output" in answers[0]["metadata"]["tags"]
-    assert asked >= 20
-
-
-def test_what_draws_or_checks_is_folded_in_every_viewer():
-    """In JupyterLab by source_hidden, on a site by the tag, in Colab by cellView."""
-    for cell in CELLS:
-        if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
-            tagged = "hide-input" in cell["metadata"].get("tags", [])
-            in_colab = cell["metadata"].get("cellView") == "form"
-            assert folded == tagged == in_colab
-            assert folded == source(cell).startswith(("# skip: ", "# Finds the course"))
-
-
 def test_what_is_folded_is_opened_and_closed():
     for cell in CELLS:
         if cell["cell_type"] == "markdown":

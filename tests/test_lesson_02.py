@@ -47,30 +47,6 @@ def lesson(digits):
     return names_after(code_cells(LESSON), digits)
 
 
-def test_answers_are_folded():
-    """The output that answers a prediction is folded, and so is its explanation."""
-    asked = 0
-    for k, cell in enumerate(CELLS):
-        if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
-            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
-        elif "**Predict.**" in "".join(cell["source"]):
-            asked += 1
-            texts = (each for each in CELLS[k + 1 :] if each["cell_type"] == "markdown")
-            found = next("".join(text["source"]) for text in texts)
-            assert found.startswith("<details><summary>What came out</summary>\n\n")
-            answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
-            assert "hide-output" in answers[0]["metadata"]["tags"]
-    assert asked >= 15
-
-
-def test_what_a_reader_can_skip_is_folded():
-    for cell in CELLS:
-        if cell["cell_type"] == "code":
-            skipped = "".join(cell["source"]).startswith(("# skip", "# Finds the course"))
-            assert skipped == ("hide-input" in cell["metadata"].get("tags", []))
-
-
 def core():
     """The code cells a reader runs who leaves out everything marked *Going deeper*."""
     deeper, kept = False, []

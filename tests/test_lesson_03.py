@@ -44,33 +44,6 @@ def lesson(small, tmp_path_factory):
 # --- what the reader sees -------------------------------------------------------------------------
 
 
-def test_answers_are_folded():
-    """The output that answers a prediction is folded, and so is its explanation."""
-    asked = 0
-    for k, cell in enumerate(CELLS):
-        if cell["cell_type"] == "code":
-            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
-            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
-        elif "**Predict.**" in "".join(cell["source"]):
-            asked += 1
-            texts = (each for each in CELLS[k + 1 :] if each["cell_type"] == "markdown")
-            found = next("".join(text["source"]) for text in texts)
-            assert found.startswith("<details><summary>What came out</summary>\n\n")
-            answers = [each for each in CELLS[k + 1 :] if each.get("outputs")]
-            assert "hide-output" in answers[0]["metadata"]["tags"]
-    assert asked >= 15
-
-
-def test_code_to_skip_is_folded():
-    """In JupyterLab by source_hidden, on a site by the tag, in Colab by cellView."""
-    for cell in CELLS:
-        if cell["cell_type"] == "code":
-            skip = "".join(cell["source"]).startswith(("# skip", "# Finds the course"))
-            folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
-            tagged = "hide-input" in cell["metadata"].get("tags", [])
-            assert skip == folded == tagged == (cell["metadata"].get("cellView") == "form")
-
-
 def test_the_operation_stands_in_a_cell():
     assert any("x.view(N, G, C // G, H, W)" in cell for cell in code_cells(LESSON))
 

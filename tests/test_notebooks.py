@@ -143,6 +143,43 @@ def test_notebook_is_clean(path):
     assert problems(json.loads(path.read_text(encoding="utf-8")), path.stat().st_size) == []
 
 
+def cells_of(path):
+    """The cells of a notebook, each with its source as one text."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in cells]
+
+
+@pytest.mark.parametrize(("lesson", "least"), {"00": 15, "01": 20, "02": 15, "03": 15}.items())
+def test_answers_are_folded(lesson, least):
+    """The output that answers a prediction is folded, and so is its explanation."""
+    (path,) = [each for each in NOTEBOOKS if re.match(f"{lesson}_(?!solutions)", each.name)]
+    cells = cells_of(path)
+    asked = 0
+    for k, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
+            assert folded == ("hide-output" in cell["metadata"].get("tags", []))
+        elif "**Predict.**" in cell["source"]:
+            asked += 1
+            texts = (each for each in cells[k + 1 :] if each["cell_type"] == "markdown")
+            start = "<details><summary>What came out</summary>\n\n"
+            assert next(texts)["source"].startswith(start)
+            answers = [each for each in cells[k + 1 :] if each.get("outputs")]
+            assert "hide-output" in answers[0]["metadata"]["tags"]
+    assert asked >= least
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_what_only_draws_or_checks_is_folded(path):
+    """In JupyterLab by source_hidden, on a site by the tag, in Colab by cellView."""
+    for cell in cells_of(path):
+        skip = cell["source"].startswith(("# skip", "# Finds the course"))
+        folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
+        tagged = "hide-input" in cell["metadata"].get("tags", [])
+        assert skip == folded == tagged == (cell["metadata"].get("cellView") == "form")
+        assert cell["source"].startswith("# skip: ") or not cell["source"].startswith("# skip")
+
+
 def example(source="x = 1", count=1, outputs=(), metadata=None, tags=None):
     cell = {
         "cell_type": "code",
