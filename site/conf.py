@@ -99,15 +99,12 @@ def prepare(app, docname, source):
 
 
 def adapt_notebook(text):
-    """Fold the code that JupyterLab folds, or that says "skip"; show the explorer, live."""
+    """Show the explorer, live."""
     notebook = json.loads(text)
     cells = []
     for cell in notebook["cells"]:
-        code = "".join(cell["source"])
-        if code.startswith("# skip") or cell["metadata"].get("jupyter", {}).get("source_hidden"):
-            cell["metadata"].setdefault("tags", []).append("hide-input")
         cells.append(cell)
-        if code == "cube.explore()":
+        if "".join(cell["source"]) == "cube.explore()":
             block = (ROOT / "site/explorer.md").read_text().partition("```")
             live = {"cell_type": "markdown", "id": "live-explorer", "metadata": {}}
             cells.append(live | {"source": "".join(block[1:])})
