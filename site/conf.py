@@ -94,7 +94,7 @@ def prepare(app, docname, source):
     """README gets the list of pages; a button goes that the theme has, too, or that cannot work."""
     text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", "", source[0])
     if docname == root_doc:
-        text += chapters()
+        text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text) + chapters()
     source[0] = adapt_notebook(text) if text.startswith("{") else text
 
 

@@ -2,8 +2,13 @@
 
 import functools
 import http.server
+import json
+import os
 import shutil
+import socket
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +34,44 @@ def address():
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def jupyter(tmp_path):
+    """JupyterLab as the course installs it, with a notebook that shows the explorer."""
+    cell = {"cell_type": "code", "id": "explorer", "execution_count": None, "outputs": []}
+    source = "from normcourse import cube\ncube.explore()"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [cell | {"metadata": {}, "source": source}]
+    notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "explorer.ipynb").write_text(json.dumps(notebook))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--no-browser", "--allow-root", "--IdentityProvider.token="]
+    options += [f"--port={port}", f"--ServerApp.root_dir={tmp_path}"]
+    folders = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "RUNTIME")}
+    python = ROOT / ".venv" / "bin" / "python"
+    environment = os.environ | folders | {"PYTHONPATH": str(ROOT)}
+    command = [python, "-m", "jupyter", "lab", *options]
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    wait_for(port)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.wait(30)
+    log.close()
+
+
+def wait_for(port, seconds=90):
+    """Until a server answers at a port."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"no server at port {port} after {seconds} seconds")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The explorer on the site: its numbers are Python's, and it can be used without a mouse."""
+"""The explorer on the site and in JupyterLab: its numbers are Python's; no mouse is needed."""
 
 import json
 
@@ -31,7 +31,8 @@ def explorer(look):
     return explorer
 
 
-def test_its_numbers_are_pythons(explorer):
+def compare(explorer):
+    """Make each choice, and hold what is shown against Python's numbers."""
     assert len(CHOICES) == 200
     for choice in CHOICES:
         shown = explorer.evaluate(CHOOSE, choice)
@@ -39,6 +40,20 @@ def test_its_numbers_are_pythons(explorer):
         for name in ("mean", "deviation", "result"):
             assert float(shown[name]) == pytest.approx(choice[name], abs=1e-9), choice
         assert f"{choice['count']} entr" in shown["words"]
+
+
+def test_its_numbers_are_pythons(explorer):
+    compare(explorer)
+
+
+def test_its_numbers_are_pythons_in_jupyterlab(look, jupyter):
+    lab = look()
+    lab.goto(f"{jupyter}/lab/tree/explorer.ipynb")
+    lab.locator(".jp-CodeCell .cm-content").first.click(timeout=90_000)
+    lab.keyboard.press("Shift+Enter")
+    explorer = lab.locator(".explorer")
+    explorer.wait_for(timeout=90_000)  # the kernel has to start
+    compare(explorer)
 
 
 def test_its_parts_have_names(explorer):
