@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,15 +96,20 @@ def make_data(name: str, layout: str, classes: tuple[str, ...], parts: list[Tens
 
     ``parts`` are train images, train labels, test images, test labels.
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.contiguous().numpy())  # type: ignore[arg-type]
     names = []
     for text in (name, *classes):  # file names may be any bytes
         names.append(text.encode(errors="replace").decode())
     mean, std = channel_statistics(parts[0])
-    copy = f"{layout} {digest.hexdigest()[:12]}"
+    copy = f"{layout} {content_hash(parts)[:12]}"
     return Data(names[0], copy, tuple(names[1:]), mean, std, *parts)
+
+
+def content_hash(parts: Iterable[Tensor], text: str = "") -> str:
+    """The SHA-256 of a text and of the tensors' content."""
+    digest = hashlib.sha256(text.encode())
+    for part in parts:
+        digest.update(part.contiguous().numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -87,7 +87,8 @@ def default_settings(
     values = {"net": net, "norm": norm} | recipe(net, norm)
     for name, value in changed.items():
         if value is not None:
-            values[name] = value
+            is_number = getattr(value, "shape", None) == ()  # NumPy's or torch's
+            values[name] = value.item() if is_number else value
     settings = Settings(**values)
     check_settings(settings, more_epochs)
     if net == "reference":  # one name for one network
@@ -132,7 +133,8 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     An int serves as a float, a bool only as a bool.
     """
     allowed = int | float if kind is float else kind
-    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+    foreign = hasattr(value, "shape")  # NumPy's float64 is a float, but no checkpoint can hold it
+    if foreign or not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise CourseError(f"{name} is {value!r}; allowed: {getattr(kind, '__name__', kind)}")
 
 

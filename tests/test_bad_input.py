@@ -13,8 +13,10 @@ import re
 import shutil
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from conftest import Evil, checksums, make_folder, write_batches
@@ -29,7 +31,7 @@ from normcourse.engine.record import find_records, read_record
 from normcourse.engine.report import report, write_report
 from normcourse.norm import NORMS
 from normcourse.results import RESULTS, groups, run_name, trained
-from normcourse.train import build
+from normcourse.train import build, check_settings
 
 ODD_NUMBERS = [0, -1, 1, 3, 7, 16, 2**31, 2**63, 10**30, 0.5, 1.0, 1e-320, 1e300]
 ODD_NUMBERS += [math.nan, math.inf, -math.inf]
@@ -188,6 +190,16 @@ def test_models(net, norm, num_classes, num_groups, multiplier, dropout):
         assert any(word in message for word in ("allowed", "allows", "there are")), message
     else:
         assert made[0].eval()(torch.zeros(2, 3, 32, 32)).shape == (2, num_classes)
+
+
+@pytest.mark.parametrize("make", [numpy.float64, numpy.float32, torch.tensor])
+def test_a_number_of_numpy_or_torch_is_taken_as_pythons(make):
+    """A loop over numpy.logspace: as it was, no checkpoint of such a run could be read again."""
+    chosen = default_settings(lr=make(0.25), seed=numpy.int64(3), flip=numpy.bool_(True))
+    assert (type(chosen.lr), type(chosen.seed), type(chosen.flip)) == (float, int, bool)
+    assert chosen == default_settings(lr=0.25, seed=3, flip=True)
+    message = complains(lambda: check_settings(replace(chosen, lr=make(0.25))))
+    assert message.endswith("; allowed: float")
 
 
 # --- loaders: what may lie in a folder
@@ -430,6 +442,14 @@ CACHES = {
     "images of another size": lambda data: data._replace(train_images=data.train_images[..., 1:]),
     "other pixels": lambda data: data._replace(test_images=255 - data.test_images),
     "classes that are no text": lambda data: data._replace(classes=(1, 2, 3)),
+    "other names of the classes": lambda data: data._replace(classes=("x", "y", "z")),
+    "another name": lambda data: data._replace(name="CIFAR-10"),
+    "the same numbers in another shape": lambda data: data._replace(
+        train_images=data.train_images.view(-1, 3, 16, 64)
+    ),
+    "a mean that is a little off": lambda data: data._replace(
+        mean=(data.mean[0] + 1e-9, *data.mean[1:])
+    ),
     "a spread of zero": lambda data: data._replace(std=(0.0, 0.0, 0.0)),
     "a mean of nothing": lambda data: data._replace(mean=()),
 }
@@ -437,9 +457,12 @@ CACHES = {
 
 @pytest.mark.parametrize("kind", CACHES)
 def test_decoded_images_that_were_altered_are_decoded_again(kind, tiny, cache):
+    for file in cache.glob("*.pt"):  # of other tests
+        file.unlink()
     data = load_data(tiny)
-    for file in cache.glob("*.pt"):
-        torch.save(tuple(CACHES[kind](data)), file)
+    (file,) = cache.glob("*.pt")
+    seal, *_ = torch.load(file, weights_only=True)
+    torch.save((seal, *CACHES[kind](data)), file)
     again = load_data(tiny)
     assert again[:5] == data[:5]
     for one, two in zip(again[5:], data[5:], strict=True):

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from normcourse.data import Data, home, make_data
+from normcourse.data import Data, content_hash, home, make_data
 from normcourse.engine.record import write_file
 from normcourse.errors import CourseError
 
@@ -98,24 +98,31 @@ def load_path(source: str | Path) -> Data:
 
 
 def _cached(path: Path, files: list[str], build: Callable[[], Data]) -> Data:
-    """Build the data once; the cache's name changes when a file is added, changed or taken away."""
+    """Build the data once, and again when a file is added, changed or taken away.
+
+    The cache begins with the hash of all that was read and of the files' state.
+    """
     key = hashlib.sha256(os.fsencode(f"{DECODER} {path}"))
+    cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
     for file in files:
         if not os.path.isfile(file):  # reading a pipe would wait for ever
             raise CourseError(f"{file} is no file, or a link to nowhere; replace or remove it")
         status = os.stat(file)
         key.update(os.fsencode(f"{file}|{status.st_size}|{status.st_mtime_ns}\n"))
-    cache = cache_folder() / f"{key.hexdigest()[:20]}.pt"
+
+    def seal(data: Data) -> str:
+        return content_hash(data[5:], f"{key.hexdigest()} {data[:5]} {[p.shape for p in data[5:]]}")
+
     try:
-        name, copy, classes, _, _, *parts = torch.load(cache, weights_only=True)
-        data = make_data(name, copy.rpartition(" ")[0], classes, parts)
-        if data.copy == copy and parts[1].max() < len(classes):
+        sealed, *found = torch.load(cache, weights_only=True)
+        data = Data(*found)
+        if seal(data) == sealed:
             return data
     except Exception:  # not there yet, or not what was written there: decode again
         pass
     data = build()
     try:
-        write_file(cache, lambda file: torch.save(tuple(data), file))
+        write_file(cache, lambda file: torch.save((seal(data), *data), file))
     except OSError as error:
         print(f"note: the decoded images are not kept ({error})", file=sys.stderr)
     return data
