@@ -10,7 +10,8 @@ import sys
 
 __version__ = "0.6.0"
 
-if os.path.basename(sys.argv[0]) in ("-m", "normcourse"):  # the command, which is being imported
+# The command, which is being imported; sys.argv is empty where Python is embedded.
+if os.path.basename("".join(sys.argv[:1])) in ("-m", "normcourse"):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 from normcourse.data import Data, batches, load_data

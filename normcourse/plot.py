@@ -23,6 +23,7 @@ COLORS = {"bn": "#0072B2", "ln": "#E69F00", "gn": "#D55E00", "in": "#009E73", "n
 LN_OF_ONE = "#CC79A7"  # the reference designs' Layer Norm with m = 1
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called $x
+    "text.usetex": False,  # whatever a reader's matplotlibrc says
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,

@@ -35,7 +35,7 @@ Record = dict[str, Any]
 def published_records() -> dict[Path, Record]:
     """The published records by their paths, in the table's order."""
     found = []
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(RESULTS.glob("[!.]*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         record["settings"] = asdict(Settings(**record["settings"]))  # old ones have fewer
         found.append((path, record))
@@ -125,7 +125,8 @@ def run_name(settings: Settings, data: Data) -> str:
 
 def data_folder(runs: str | Path | None, name: str) -> Path:
     """The folder of a data set's runs: records of different data never mix."""
-    return Path(runs or home() / "runs") / quote(name.lower(), safe="")
+    # A file's name may have 255 bytes, and "%E5" is one byte of the data's.
+    return Path(runs or home() / "runs").expanduser() / quote(name.lower(), safe="")[:240]
 
 
 def mistakes(logits: Tensor, labels: Tensor, count: int = 10) -> list[tuple[int, int, float]]:
@@ -279,7 +280,7 @@ def experiment(name: str, folder: Path = EXPERIMENTS) -> list[Record]:
 
     Raises CourseError if there are none of that name.
     """
-    paths = sorted((folder / name).glob("*.json"))
+    paths = sorted((folder / name).glob("[!.]*.json"))
     if not paths:
         there = ", ".join(sorted(path.name for path in folder.glob("*/"))) or "none"
         raise CourseError(f"no experiment {name!r} in {folder}; there are: {there}")

@@ -1,4 +1,5 @@
 import base64
+import importlib
 import io
 import json
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_folder, script
+from matplotlib import rc_context
 from PIL import Image
 from test_train import same
 
+import normcourse
 from normcourse import CourseError, NormNet
 from normcourse.engine import cli, report, sources
 from normcourse.engine import fit as fit_module
@@ -173,6 +176,43 @@ def test_no_room_on_the_disk(folder, runs, capsys, monkeypatch):
         r"cannot write .*\.ckpt: No space left on device; make room", errors(capsys)[-1]
     )
     assert not [p for p in runs.rglob("*") if p.is_file()]
+
+
+def test_no_memory_on_the_gpu_is_one_line(folder, runs, capsys, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(cli, "fit", full)
+    assert train(folder, runs) == 2
+    assert errors(capsys) == ["error: CUDA out of memory. Tried to allocate 2.00 MiB."]
+
+
+def test_no_terminal_and_no_error_output(folder, runs, monkeypatch):
+    """As in pythonw, in a service, or after 2>&-."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert train(folder, runs, "--norm", "bn") == 0
+    sys.stderr.close()
+
+
+def test_a_readers_matplotlibrc_stops_no_picture(folder, runs):
+    odd = {"text.usetex": True, "font.family": "no such font", "savefig.format": "pdf"}
+    with rc_context(odd):
+        assert train(folder, runs, "--net", "reference", "--norm", "bn") == 0
+    assert len(list(runs.rglob("*.png"))) == 4
+
+
+def test_runs_of_a_home_folder_are_reported(folder, tmp_path, monkeypatch):
+    """As --runs=~/runs, which no shell expands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert train(folder, "~/runs", "--net", "reference", "--norm", "bn") == 0
+    assert main(["report", "--runs", "~/runs"]) == 0
+    assert (tmp_path / "runs" / "insects" / "report.md").exists()
+
+
+def test_the_course_is_imported_where_there_is_no_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])  # as in Python within another program
+    importlib.reload(normcourse)
 
 
 def test_runs_that_is_a_file(folder, tmp_path, capsys, monkeypatch):

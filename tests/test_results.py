@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from normcourse.results import (
     RESULTS,
     by_seed,
     command,
+    data_folder,
     experiment,
     groups,
     label,
@@ -214,6 +216,24 @@ def test_a_difference_is_clear_when_its_interval_leaves_out_zero():
     assert paired({0: 1.0, 1: 1.1}, {0: 0.0, 1: 0.0}).clear
     assert not paired({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0}).clear
     assert paired({0: 0.0, 1: 0.0}, {0: 1.0, 1: 1.1}).clear
+
+
+def test_hidden_files_beside_the_records_are_not_read(tmp_path, monkeypatch):
+    """On some disks macOS puts a file ._NAME beside each NAME."""
+    record = next(iter(PUBLISHED))
+    shutil.copy(record, tmp_path)
+    (tmp_path / f"._{record.name}").write_bytes(b"\0\5\x16\7\xff")
+    monkeypatch.setattr("normcourse.results.RESULTS", tmp_path)
+    assert len(published_records()) == len(find_records(tmp_path)) == 1
+    assert len(experiment(tmp_path.name, tmp_path.parent)) == 1
+
+
+def test_the_folder_of_any_data_set_can_be_made(tmp_path, monkeypatch):
+    """Of a name of 85 characters, which are 255 bytes; ~ is the home."""
+    data_folder(tmp_path, "名" * 85).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert data_folder("~/runs", "digits") == tmp_path / "runs" / "digits"
 
 
 def test_seeds_are_paired_and_one_seed_has_no_interval():

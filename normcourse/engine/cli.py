@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from normcourse.data import home, load_data
 from normcourse.engine import parallel
 from normcourse.engine.fit import fit, pick_device
@@ -22,7 +24,6 @@ from normcourse.norm import NORMS
 from normcourse.results import NETS, data_folder
 from normcourse.train import Settings, default_settings
 
-MAIN = ["bn", "ln", "gn"]  # the norms of the assignment
 GO_ON = "the same command goes on after the last finished epoch"
 ABOUT = """\
 Train one network for each norm and seed; a finished run is only read. What is not given comes from
@@ -48,9 +49,10 @@ def make_parser() -> Parser:
     """The commands and their options; what is left out comes from the recipe."""
     parser = Parser(prog="python -m normcourse", description="Train and compare normalizations.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report}")
-    about = "train networks, print their accuracies and draw the pictures"
     look = argparse.ArgumentDefaultsHelpFormatter
-    train = commands.add_parser("train", help=about, description=ABOUT, formatter_class=look)
+    train = commands.add_parser(
+        "train", help="train, report", description=ABOUT, formatter_class=look
+    )
     add_train_options(train.add_argument)
     about = "turn the records into the results table and the pictures, beside the runs"
     add = commands.add_parser("report", help=about, description=about).add_argument
@@ -69,7 +71,7 @@ def add_train_options(add: Any) -> None:
     norms = "; ".join(f"{key}: {name}" for key, name in NORMS.items())
     sources = "cifar10; digits; auto: CIFAR-10, else digits; a folder (NormNet: at most 12 classes)"
     add("--net", choices=NETS, default="normnet", help="the course's or the published designs")
-    add("--norm", nargs="+", choices=list(NORMS), default=MAIN, metavar="NORM", help=norms)
+    add("--norm", nargs="+", choices=NORMS, default=["bn", "ln", "gn"], metavar="NORM", help=norms)
     add("--seed", nargs="+", type=int, default=[0], help="draws weights and batches; a run each")
     add("--data", help=f"{sources} (default: $NORMCOURSE_DATA, else auto)", default=unset)
     add("--runs", default=home() / "runs", help="folder for records, weights and pictures")
@@ -121,15 +123,15 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a Windows pipe cannot encode every class name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # closed: tqdm would fail
     os.environ["MPLBACKEND"] = "agg"  # pictures go into files; a notebook's backend may not be here
     try:
         options = vars(make_parser().parse_args(arguments))
         if options.pop("command") == "train":
             train(options)
         else:
-            runs, data = options["runs"], options["data"]
-            print(publish(runs) if options["publish"] else report(runs, data))
-    except (CourseError, OSError) as error:
+            print(publish(options["runs"]) if options.pop("publish") else report(**options))
+    except (CourseError, OSError, torch.cuda.OutOfMemoryError) as error:
         return fail(str(error))
     except KeyboardInterrupt as error:
         reason = str(error).partition(":")[0] or "interrupted"

@@ -28,7 +28,7 @@ KINDS = {  # what a record must have
     list: ("classes", "images", "history", "confusion", "mistakes"),
     dict: ("settings", "versions"),
 }
-RECORDS = "*-seed*-????????.json"  # the names that run_name makes
+RECORDS = "[!.]*-seed*-????????.json"  # the names that run_name makes
 LEFTOVER_SECONDS = 3600  # a temporary file not written to for so long belongs to a killed process
 
 
@@ -145,14 +145,12 @@ def check_record(record: Record) -> None:
     if [len(row) for row in record["confusion"]] != [len(classes)] * len(classes):
         raise ValueError("confusion: a row and a column for each class are needed")
     check_history(record["history"], settings)
-    numbers = [train, test, record["seconds"], *chain(*record["confusion"])]
-    percents = [record["flip_accuracy"]]
+    check_numbers([train, test, record["seconds"], *chain(*record["confusion"])], most=1e300)
+    check_numbers([record["flip_accuracy"]], most=100)
     for index, predicted, confidence in record["mistakes"]:
-        percents.append(100 * confidence)
+        check_numbers([confidence], most=1)
         if index not in range(test) or predicted not in range(len(classes)):
             raise ValueError("mistakes: an image or a class that is not there")
-    check_numbers(numbers, most=1e300)
-    check_numbers(percents, most=100)
     if not record["history"] or not record["copy"].split():
         raise ValueError("history and copy must not be empty")
 

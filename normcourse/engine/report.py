@@ -12,20 +12,20 @@ from normcourse.errors import CourseError
 from normcourse.results import NETS, Record, groups, label, plain, provenance, table
 
 
-def report(runs: str | Path, source: str | None = None) -> str:
+def report(runs: str | Path, data: str | None = None) -> str:
     """Report every folder of runs below ``runs``.
 
     Pictures of mistakes need the images at hand; nothing is downloaded for them. Raises CourseError
     if a record is cut short or there are none.
     """
-    folders = sorted({path.parent for path in Path(runs).rglob(RECORDS)})
+    folders = sorted({path.parent for path in Path(runs).expanduser().rglob(RECORDS)})
     if not folders:
         place = f"{os.path.abspath(runs)!r}{'' if os.path.isdir(runs) else ', which is no folder'}"
         raise CourseError(f"no records in {place}; first: python -m normcourse train --runs {runs}")
     texts = []
     for folder in folders:
         first = next(iter(find_records(folder).values()))
-        text = write_report(folder, find_images(first["data"], source))
+        text = write_report(folder, find_images(first["data"], data))
         texts.append(f"## {plain(first['data'])}\n\n{text}\nPictures: {folder}")
     return "\n\n".join(texts)
 
@@ -61,9 +61,8 @@ def draw_pictures(runs: dict[Path, Record], folder: Path, name: str, data: Data 
     """
     first_seeds = [same[0] for same in groups(list(runs.values()))]
     title = f"{first_seeds[0]['data']}, {NETS[first_seeds[0]['settings']['net']]}"
-    bars = plot.per_class(first_seeds, f"{title}: accuracy by class")
     save(plot.curves(first_seeds, title), folder / f"curves-{name}")
-    save(bars, folder / f"per-class-{name}")
+    save(plot.per_class(first_seeds, f"{title}: accuracy by class"), folder / f"per-class-{name}")
     for path, record in runs.items():
         settings = record["settings"]
         title = f"{NETS[settings['net']]}, {label(settings)} on {record['data']}"
