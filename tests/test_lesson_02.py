@@ -178,7 +178,7 @@ def cell_with(text):
     return cell
 
 
-PRICE = "final = {}", "ended = {", 'how_sure(against["bn"])', "designs_of_ln = []", "of_design = {"
+PRICE = "final = {}", "ended = {", 'not against["bn"].clear', "designs_of_ln = []", "of_design = {"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_price_against_batch_norm_fails_if_an_interval_excludes_a_published_
     of_bn = results.paired({0: 86, 1: 86.4, 2: 86.9}, dict(enumerate(gap)))
     names = lesson | {"against": {"gn": lesson["against"]["gn"], "bn": of_bn}}
     with pytest.raises(AssertionError):
-        exec(compile(cell_with('how_sure(against["bn"])'), "notebook 02", "exec"), names)
+        exec(compile(cell_with('not against["bn"].clear'), "notebook 02", "exec"), names)
 
 
 def test_mistakes_that_only_one_norm_makes_are_seen(lesson, monkeypatch):
@@ -226,18 +226,17 @@ def test_a_norm_that_is_slower_with_one_seed_is_seen(lesson, monkeypatch):
         run(lesson, cells, monkeypatch, "published_records", records)
 
 
-@pytest.mark.parametrize("ends", [(1, 2, 3), (1, 1.1, 0.9), (1, 1.2, 1.45), (-1, -1.1, -1.2)])
-def test_how_sure_is_what_the_text_says(lesson, ends):
-    """A hint leaves out zero by less than its width."""
-    for zeros in (dict.fromkeys(range(3), 0), {0: 1, 1: 1.1, 2: 1}):
-        difference = results.paired(dict(enumerate(ends)), zeros)
-        away = max(difference.low, -difference.high)
-        width = difference.high - difference.low
-        expected = "not clear" if away <= 0 else "a hint" if away <= width else "clear"
-        assert lesson["how_sure"](difference) == expected
-        better = "A" if difference.mean > 0 else "B"
-        said = lesson["winner"]("A", "B", difference)
-        assert said == (expected if away <= 0 else f"{expected}: {better} is better")
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((1, 2, 3), "not clear"),
+        ((1, 1.1, 0.9), "clear: A is better"),
+        ((-1, -1.1, -1.2), "clear: B is better"),
+    ],
+)
+def test_the_winner_of_a_clear_difference_is_named(lesson, ends, said):
+    difference = results.paired(dict(enumerate(ends)), dict.fromkeys(range(3), 0))
+    assert lesson["winner"]("A", "B", difference) == said
 
 
 def test_a_border_under_one_norm_only_is_seen(lesson):
