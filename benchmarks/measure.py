@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm, trange
 
 from normcourse import Data, batches, default_settings, evaluate
-from normcourse.engine.fit import Run, product_seconds, run_epoch, start
+from normcourse.engine.fit import Run, run_epoch, start
 
 CPU = torch.device("cpu")
 MAIN = ("bn", "ln", "gn")
@@ -125,14 +125,6 @@ def evaluation(data: Data, size: Figures) -> Figures:
             lanes[norm, "ours"] = partial(evaluate, model, images, labels, data)
             lanes[norm, "plain"] = partial(ask, process, norm, "plain")
         return {"images": len(labels), "norms": alternate(lanes, size["rounds"], "seconds")}
-
-
-def machine(size: Figures) -> Figures:
-    """GFLOP/s of a matrix product, as it is timed before a training."""
-    gflops = {}
-    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        gflops[name] = 2 * 512**3 / product_seconds(kind) / 1e9
-    return {"gflops": gflops}
 
 
 # --- each in a process of its own --------------------------------------------

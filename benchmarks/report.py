@@ -18,7 +18,6 @@ from normcourse.norm import NORMS
 
 HERE = Path(__file__).resolve().parent
 LEVELS = (70, 80)  # test accuracy in percent
-STEP_GFLOP = 11.37  # operations of a step's convolutions, of 128 images
 AXES = {"images": "training images", "batch_size": "batch size", "threads": "threads"}
 NAMES = {"ms": "ms a step", "plain_0": "plain, 0 workers", "plain_2": "plain, 2 workers"}
 HUES = {"floor": "black", "ours": "#0072B2", "plain_0": "#E69F00", "plain_2": "#D55E00"}
@@ -99,13 +98,6 @@ def processes(result: Record, size: Record) -> str:
     return compared(result, "ms", ("1 process, 1 thread", "2 processes, 1 thread each"))
 
 
-def machine(result: Record, size: Record) -> str:
-    rows = []
-    for kind, rate in result["gflops"].items():
-        rows.append([kind, f"{rate:,.0f}", f"{1000 * STEP_GFLOP / rate:.1f}"])
-    return table(["a matrix product", "GFLOP/s", "ms for the convolutions of a step"], rows)
-
-
 def memory(result: Record, size: Record) -> str:
     rows = [["import torch alone", f"{median(result['import_torch_mb']):,.0f}", ""]]
     for norm, peaks in result["peak_mb"].items():
@@ -157,45 +149,14 @@ def microseconds(point: Record) -> float:
     return 1e6 * median(point["all_seconds"]) / point["images"]
 
 
-# --- the targets -------------------------------------------------------------
-
-
-def targets(records: dict[str, Record]) -> str:
-    """What the course promised itself, and whether it came out."""
-    norms = records["step"]["result"]["norms"].values()
-    lanes = records["accuracy-bn"]["result"]["lanes"]
-    found = records["memory"]["result"]
+def gpu(result: Record, size: Record) -> str:
     rows = []
-
-    def add(what: str, side: str, limit: float, *values: float) -> None:
-        met = max(values) <= limit if side == "at most" else min(values) >= limit
-        measured = " / ".join(f"{value:.2f}" for value in values)
-        rows.append([what, f"{side} {limit:g}", measured, "yes" if met else "no"])
-
-    floor = [quartiles(norm["ms"], "ours", "floor")[1] for norm in norms]
-    add("our epoch over the floor, each norm", "at most", 1.03, *floor)
-    plain = [quartiles(norm["ms"], "plain", "ours")[1] for norm in norms]
-    add("the plain step over ours, each norm", "at least", 2, *plain)
-    longest = [lane for lane in lanes if lane["epochs"] == lanes[-1]["epochs"]]
-    for level in LEVELS:
-        what = f"the plain loop's seconds to {level} % over ours, Batch Norm"
-        add(f"{what}, the default cycle", "at least", 3, ahead(longest, level))
-        add(f"{what}, each with its faster cycle", "at least", 3, ahead(lanes, level))
-    peaks = [peak["ours"] / 1000 for peak in found["peak_mb"].values()]
-    add("peak memory of a training in GB, each norm", "at most", 1.2, *peaks)
-    imports = median(found["import_normcourse_s"])
-    add("seconds that import normcourse adds", "at most", 0.3, imports)
-    add("seconds to load the cached data set", "at most", 1, median(found["load_s"]))
-    return table(["what", "target", "measured", "met"], rows)
-
-
-def ahead(lanes: list[Record], level: float) -> float:
-    """The plain loop's seconds to a level over ours, of the cycle that gets there first."""
-    first = {"ours": inf, "plain": inf}
-    for lane in lanes:
-        seconds = seconds_to(level, lane["history"])
-        first[lane["name"]] = min(first[lane["name"]], seconds)
-    return first["plain"] / first["ours"]
+    for norm, found in result["whole"].items():
+        last, reached = found["history"][-1]["test_accuracy"], seconds_to(80, found["history"])
+        figures = (found["all_seconds"], reached, last, found["peak_mb"])
+        rows.append([NORMS[norm], *(f"{figure:,.1f}" for figure in figures)])
+    names = [f"{size['gpu_epochs']} epochs", "s in all", "s to 80 %", "test accuracy", "peak MB"]
+    return f"{compared(result['norms'], 'ms', ('ours', 'bf16'))}\n\n{table(names, rows)}"
 
 
 # --- figures -----------------------------------------------------------------
@@ -231,38 +192,23 @@ def draw_accuracy(result: Record) -> Any:
     return figure
 
 
-def draw_grow(result: Record) -> Any:
-    """Time and peak memory against images, batch size and threads."""
-    with plot.panels(2, 3, (10, 6), sharey="row") as (figure, axes):
-        for (time, memory), (axis, name) in zip(axes.T, AXES.items(), strict=True):
-            values = [f"{point['value']:,}" for point in result[axis]]
-            time.plot(values, [microseconds(point) for point in result[axis]], "o-")
-            memory.plot(values, [point["peak_mb"] for point in result[axis]], "o-")
-            memory.set_xlabel(name)
-        axes[0, 0].set(ylabel="µs an image", ylim=(0, None))
-        axes[1, 0].set(ylabel="peak memory (MB)", ylim=(0, None))
-    return figure
-
-
 # --- the page ----------------------------------------------------------------
 
 TEXTS: dict[str, Any] = {  # in the order of the page
     "step": step,
     "evaluate": evaluation,
-    "machine": machine,
     "memory": memory,
     "accuracy": accuracy,
     "grow": grow,
     "processes": processes,
+    "gpu": gpu,
 }
-FIGURES = {"step": draw_step, "accuracy": draw_accuracy, "grow": draw_grow}
+FIGURES = {"step": draw_step, "accuracy": draw_accuracy}
 
 
 def blocks(records: dict[str, Record]) -> dict[str, str]:
     """The text of each block of the page."""
-    texts = {block: "" for block in ("targets", *TEXTS, "other")}
-    if {"step", "accuracy-bn", "memory"} <= set(records):
-        texts["targets"] = targets(records)
+    texts = {block: "" for block in (*TEXTS, "other")}
     order = list(TEXTS)
     for name, record in sorted(records.items(), key=lambda item: order.index(item[1]["part"])):
         part = record["part"]

@@ -6,11 +6,11 @@ goes on after its last epoch.
 
   step       ms a training step: the floor, our epoch, the plain loop with 0 and 2 workers
   evaluate   seconds to evaluate the test images, ours and plain
-  machine    how fast the processor multiplies matrices
   memory     peak memory of a training, ours and plain; imports; loading the data
   processes  what two processes gain on two cores
   grow       seconds and memory against images, batch size and threads
   accuracy   seconds to 70 % and to 80 %, ours and the best public recipe (about 40 minutes)
+  gpu        steps and whole trainings on a GPU (at most 8 minutes); only where it is named
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 import measure
 import report
 import torchvision
+from gpu import gpu
 from probe import cut
 from race import race
 
@@ -32,7 +33,7 @@ from normcourse.engine.cli import Parser
 from normcourse.engine.record import origin, write_record
 
 RESULTS, TOYS = Path(__file__).with_name("results"), Path("runs/benchmark-toys")
-PARTS = ("step", "evaluate", "machine", "memory", "processes", "grow", "accuracy")
+PARTS = ("step", "evaluate", "memory", "processes", "grow", "accuracy")
 SIZES: dict[str, tuple[Any, Any]] = {  # full, toy
     "batch_size": (128, 8),
     "steps": (20, 2),
@@ -41,6 +42,7 @@ SIZES: dict[str, tuple[Any, Any]] = {  # full, toy
     "images": ((5_000, 10_000, 20_000, 50_000), (8, 16)),
     "batch_sizes": ((2, 8, 32, 128, 512, 1024), (2, 4)),
     "threads": ((1, 2), (1,)),
+    "gpu_epochs": (20, 1),
     # Epochs of the cycles; the short ones should just reach the highest level.
     "cycles": ({"ours": (4, 20), "plain": (10, 20)}, {"ours": (1, 2), "plain": (1, 2)}),
 }
@@ -60,8 +62,8 @@ def circumstances(data: Data, toy: bool) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    if wrong := set(options.parts) - set(PARTS):
-        raise CourseError(f"no part {', '.join(sorted(wrong))}; allowed: {', '.join(PARTS)}")
+    if wrong := set(options.parts) - {*PARTS, "gpu"}:
+        raise CourseError(f"no part {', '.join(sorted(wrong))}; allowed: {', '.join(PARTS)}, gpu")
     folder = options.out or (TOYS if options.toy else RESULTS)
     data = load_data(options.data)
     data = cut(data, 32, 16) if options.toy else data
@@ -81,11 +83,11 @@ def run_part(part: str, file: Path, data: Data, options: argparse.Namespace) -> 
     functions: dict[str, Any] = {
         "step": partial(measure.step, data),
         "evaluate": partial(measure.evaluation, data),
-        "machine": measure.machine,
         "memory": partial(measure.memory, options.data),
         "processes": measure.processes,
         "grow": measure.grow,
         "accuracy": partial(race, data, checkpoint),
+        "gpu": partial(gpu, data),
     }
     record = {"part": part, "circumstances": found, "size": size, "result": functions[part](size)}
     write_record(file, record)

@@ -1,12 +1,12 @@
-"""Search each norm's peak learning rate: python experiments/lr_search.py --data PATH
+"""Search each norm's peak learning rate: python experiments/lr_search.py
 
 Every norm gets the same trials on the validation split: 3 epochs, one seed, at 0.015, 0.03 and
 0.06, and one more rate beyond the edge as long as the best lies there. Less than half a point is
 noise: then the middle rate, 0.03, stays. The records go to experiments/lr_search; a second call
-only reads them. No test image is touched.
+only reads them. No test image is touched. $NORMCOURSE_DATA names another source of the
+images than CIFAR-10.
 """
 
-import argparse
 from pathlib import Path
 
 from normcourse import default_settings, fit, load_data
@@ -51,11 +51,6 @@ def reached(norm: str, lr: float, data: Data) -> float:
 
 
 if __name__ == "__main__":
-    look = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=look)
-    parser.add_argument("--data", help="source of images (default: $NORMCOURSE_DATA, else auto)")
-    parser.add_argument("--norm", nargs="+", default=list(NORMS), choices=list(NORMS))
-    arguments = parser.parse_args()
-    images = load_data(arguments.data)
-    for name in arguments.norm:
+    images = load_data()
+    for name in NORMS:
         print(f"{name}: best {search(name, images):g}", flush=True)

@@ -43,13 +43,6 @@ from normcourse.model import count_parameters
 TOKENS, COMMANDS, LONGEST, WIDTH, EPS = 20, 4, 16, 32, 1e-5
 STEPS, EVERY, SEEDS, BATCH_SIZES = 600, 50, (0, 1, 2, 3, 4), (32, 8)
 LENGTHS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
-RATES = {
-    "no norm": (0.003, 0.01, 0.03, 0.1),
-    "no norm, learned gain": (0.003, 0.01, 0.03, 0.1),
-    "Layer Norm": (0.01, 0.03, 0.1, 0.3),
-    "RMSNorm": (0.01, 0.03, 0.1, 0.3),
-    "Batch Norm": (0.01, 0.03, 0.1, 0.3),
-}
 
 
 class Batch(NamedTuple):
@@ -161,6 +154,8 @@ NORMS = {
     "RMSNorm": RMSNorm,
     "Batch Norm": BatchNorm,
 }
+LOW, HIGH = (0.003, 0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3)
+RATES = {name: LOW if name.startswith("no norm") else HIGH for name in NORMS}
 
 
 class Recurrent(nn.Module):

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from normcourse import NormNet, evaluate
+from normcourse import evaluate
 from normcourse.train import percent_correct
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-names = ("measure", "plain", "probe", "race", "report", "run")
-measure, plain, probe, race, report, run = map(importlib.import_module, names)
+names = ("gpu", "measure", "plain", "probe", "race", "report", "run")
+gpu, measure, plain, probe, race, report, run = map(importlib.import_module, names)
 # The DataLoader's workers, Python 3.12.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-EVERY_PART = {"step", "evaluate", "machine", "memory", "processes", "grow-bn", "accuracy-bn"}
+EVERY_PART = {"step", "evaluate", "memory", "processes", "grow-bn", "accuracy-bn"}
 
 
 def numbers(value):
@@ -50,6 +49,7 @@ def records(tmp_path_factory, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "probe", in_process)
         measured("--out", folder)
+        measured("gpu", "--out", folder)
     return report.read_all(folder)
 
 
@@ -58,7 +58,7 @@ def in_process(kind, processes=1, threads=None, **options):
 
 
 def test_every_part_leaves_a_whole_result(records):
-    assert set(records) == EVERY_PART
+    assert set(records) == EVERY_PART | {"gpu"}
     for name, record in records.items():
         assert {"part", "circumstances", "size", "result"} == set(record)
         found = record["circumstances"]
@@ -73,9 +73,13 @@ def test_every_part_leaves_a_whole_result(records):
         assert all(len(rounds) == run.SIZES["rounds"][1] for rounds in each["ms"].values())
     for each in records["evaluate"]["result"]["norms"].values():
         assert set(each["seconds"]) == {"ours", "plain"}
-    assert set(records["machine"]["result"]["gflops"]) == {"fp32", "bf16"}
     assert set(records["processes"]["result"]["gn"]["ms"]) == set(measure.PROCESSES)
     assert set(records["memory"]["result"]["peak_mb"]["gn"]) == {"ours", "plain"}
+    found = records["gpu"]["result"]
+    ways = ["ours", "fp32", "bf16"]  # the others on a GPU alone
+    assert list(found["norms"]) == list(found["whole"]) == ["bn", "ln", "gn"]
+    if not torch.cuda.is_available():
+        assert all(list(each["ms"]) == ways for each in found["norms"].values())
     for axis, key in (("images", "images"), ("batch_size", "batch_sizes"), ("threads", "threads")):
         points = records["grow-bn"]["result"][axis]
         assert [point["value"] for point in points] == list(run.SIZES[key][1])
@@ -87,7 +91,7 @@ def test_every_part_leaves_a_whole_result(records):
 
 def test_a_part_is_measured_once_unless_it_is_named(tmp_path, monkeypatch):
     calls = []
-    parts = ["step", "evaluation", "machine", "memory", "processes", "grow", "race"]
+    parts = ["step", "evaluation", "memory", "processes", "grow", "race"]
     for name in parts:
         module = run if name == "race" else measure
         monkeypatch.setattr(module, name, lambda *_, name=name: calls.append(name))
@@ -96,12 +100,12 @@ def test_a_part_is_measured_once_unless_it_is_named(tmp_path, monkeypatch):
     assert calls == parts
     assert {file.stem for file in tmp_path.iterdir()} == EVERY_PART
     measured("--out", tmp_path)
-    assert len(calls) == 7
+    assert len(calls) == 6
     (tmp_path / "evaluate.json").unlink()
     measured("--out", tmp_path)
-    assert calls[7:] == ["evaluation"]
+    assert calls[6:] == ["evaluation"]
     measured("memory", "accuracy", "--out", tmp_path)
-    assert calls[8:] == ["memory", "race"]
+    assert calls[7:] == ["memory", "race"]
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["whole"], ["--data", "nowhere"], ["--device"]])
@@ -117,9 +121,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "machine", stop)
+    monkeypatch.setattr(measure, "evaluation", stop)
     with pytest.raises(SystemExit, match="the same command goes on"):
-        measured("machine", "--out", tmp_path)
+        measured("evaluate", "--out", tmp_path)
 
 
 def test_the_race_goes_on_after_an_interruption_as_if_there_had_been_none(
@@ -168,16 +172,6 @@ def test_seconds_count_until_the_first_epoch_at_the_level():
         assert lane.done() == ended
 
 
-@pytest.mark.parametrize("norm", ["bn", "ln", "gn"])
-def test_the_operations_are_those_that_pytorch_counts(norm):
-    net = NormNet(norm)
-    with FlopCounterMode(display=False) as counter:  # of backward it ignores groups
-        net(torch.zeros(4, 3, 32, 32))
-    first = 2 * 4 * net.C1.conv[-1].filters().numel() * 32 * 32  # the image needs no gradient
-    gflop = (3 * counter.get_total_flops() - first) * 128 / 4 / 1e9
-    assert report.STEP_GFLOP == pytest.approx(gflop, abs=0.01)
-
-
 def test_the_plain_loop_trains(small):
     model = plain.network("bn", small)
     loader = plain.train_loader(small, 32, augmentation=[])
@@ -208,6 +202,15 @@ def test_the_floor_trains_too(small):
     assert loss() < before
 
 
+def test_the_floor_of_a_gpu_trains_too(small):
+    x, y = next(measure.batches(small.train_images, small.train_labels, small, 32))
+    for way in gpu.ON_CPU:
+        torch.manual_seed(0)
+        train = gpu.floor("bn", way, x, y)
+        first = train(1)
+        assert train(8) < first / 2, way
+
+
 def test_a_probe_measures_in_a_process_of_its_own():
     options = {"norm": "bn", "images": 16, "batch_size": 8, "steps": 1}
     assert measure.probe("plain", **options)["peak_mb"] > 50
@@ -224,7 +227,7 @@ def test_two_processes_share_each_batch():
 def test_the_report_shows_every_part(records, tmp_path):
     page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     empty = report.page(page, {})
-    assert empty.count("Not measured.") == 9
+    assert empty.count("Not measured.") == 8
     (tmp_path / "results" / "other").mkdir(parents=True)
     for name, record in records.items():
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(record))
@@ -239,13 +242,13 @@ def test_the_report_shows_every_part(records, tmp_path):
         if following.startswith("| --- |"):
             assert row.count("|") == following.count("|")
     pictures = {file.name for file in (tmp_path / "images").iterdir()}
-    assert pictures == {"step.png", "step-other.png", "accuracy-bn.png", "grow-bn.png"}
+    assert pictures == {"step.png", "step-other.png", "accuracy-bn.png"}
     assert all(f"(images/{name})" in text for name in pictures)
 
 
 def test_a_page_without_a_block_is_refused():
     with pytest.raises(ValueError):
-        report.page("<!-- targets -->", {})
+        report.page("<!-- step -->", {})
 
 
 def lane(name, epochs, *seconds):
@@ -257,33 +260,11 @@ def lane(name, epochs, *seconds):
     return {"name": name, "epochs": epochs, "history": history}
 
 
-def rows_of(records, *lanes):
-    """The rows of the target table for a race, without what they have in common."""
-    result = {"norm": "bn", "workers": 0, "lanes": lanes}
-    text = report.targets(records | {"accuracy-bn": {"part": "accuracy", "result": result}})
-    start = "| the plain loop's seconds to "
-    rows = [line.removeprefix(start) for line in text.splitlines() if line.startswith(start)]
-    return [row.replace(" over ours, Batch Norm", "").replace(" at least 3 |", "") for row in rows]
-
-
-def test_a_level_never_reached_is_said_to_be_so(records):
-    ours, theirs = lane("ours", 20, 10.0), lane("plain", 20, 40.0, 50.0)
-    rows = rows_of(records, ours, theirs)
-    assert rows[0] == "70 %, the default cycle | 4.00 | yes |"
-    assert rows[2] == "80 %, the default cycle | 0.00 | no |"
-    result = {"norm": "bn", "workers": 0, "lanes": [ours, theirs]}
-    assert report.accuracy(result, {}).count("never") == 1
-
-
-def test_each_loop_is_compared_with_its_longest_and_with_its_faster_cycle(records):
-    ours = [lane("ours", 4, 20.0, 40.0), lane("ours", 20, 25.0, 80.0)]
-    rows = rows_of(records, *ours, lane("plain", 10, 70.0), lane("plain", 20, 50.0, 100.0))
-    assert rows == [
-        "70 %, the default cycle | 2.00 | no |",
-        "70 %, each with its faster cycle | 2.50 | no |",
-        "80 %, the default cycle | 1.25 | no |",
-        "80 %, each with its faster cycle | 2.50 | no |",
-    ]
+def test_a_level_never_reached_is_said_to_be_so():
+    lanes = [lane("ours", 20, 10.0), lane("plain", 20, 40.0, 50.0)]
+    text = report.accuracy({"norm": "bn", "workers": 0, "lanes": lanes}, {})
+    assert "| ours, cycle of 20 | 10 | never | 1 | 70.00 |" in text
+    assert "| plain, cycle of 20 | 40 | 50 | 2 | 80.00 |" in text
 
 
 def test_a_ratio_is_of_each_rounds_own_pair_and_of_the_better_number_of_workers():
