@@ -26,7 +26,6 @@ from normcourse import train
 from normcourse.data import Data, batches, split_validation
 from normcourse.engine import parallel
 from normcourse.engine import record as files
-from normcourse.engine.fast_norm import use_fast_group_norm
 from normcourse.errors import CourseError, DivergedError
 from normcourse.results import Record, run_name
 from normcourse.train import Settings
@@ -47,6 +46,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)  # the figures of each epoch
 
 
+@torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 def fit(
     settings: Settings,
     data: Data,
@@ -76,10 +76,9 @@ def fit(
     if path:
         resume(run, path)
         save_checkpoint(run, path)  # a folder that cannot be written is found out now
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        while len(run.history) < settings.epochs:
-            add_epoch(run, data, path, progress)
-        return parallel.from_first(lambda: finish(run, data, path))
+    while len(run.history) < settings.epochs:
+        add_epoch(run, data, path, progress)
+    return parallel.from_first(lambda: finish(run, data, path))
 
 
 def add_epoch(run: Run, data: Data, path: Path | None, progress: bool) -> None:
@@ -121,9 +120,7 @@ def start(
     model = train.build(settings, len(data.classes))
     if prepare:
         prepare(model)
-    bf16 = uses_bf16(settings, device) if bf16 is None else bf16
-    if bf16 and device.type == "cpu":
-        use_fast_group_norm(model)
+    bf16 = parallel.from_first(lambda: has_fast_bf16(device)) if bf16 is None else bf16
     if settings.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # Convolutions and pooling are faster in channels_last, on a CPU and a GPU.
@@ -132,8 +129,8 @@ def start(
     optimizers = train.make_optimizers(model, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     where = files.origin(device, "bf16 autocast" if bf16 else "fp32")
-    named = files.identity(settings, data)
-    return Run(settings, model, forward, optimizers, generator, named, where)
+    identity = files.identity(settings, data)
+    return Run(settings, model, forward, optimizers, generator, identity, where)
 
 
 def in_bf16(model: nn.Module, device: torch.device) -> nn.Module:
@@ -142,8 +139,7 @@ def in_bf16(model: nn.Module, device: torch.device) -> nn.Module:
     The model itself stays in fp32, for evaluation.
     """
     wrapper = nn.Sequential(model)
-    autocast = torch.autocast(device.type, torch.bfloat16)
-    wrapper.forward = autocast(wrapper.forward)  # type: ignore[method-assign]
+    wrapper.forward = torch.autocast(device.type, torch.bfloat16)(wrapper.forward)  # type: ignore
     return wrapper
 
 
@@ -179,15 +175,13 @@ def run_epoch(run: Run, data: Data, progress: bool = False) -> dict[str, float]:
     stream = batches(
         images, labels, data, size, run.generator, settings.shift, settings.flip, rank, processes
     )
-    steps = math.ceil(len(images) / size)
     title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
     off = None if progress and rank == 0 else True  # None: shown in a terminal, not in a file
-    bar = tqdm(stream, title, steps, unit="batch", leave=False, disable=off)
+    bar = tqdm(stream, title, math.ceil(len(images) / size), unit="batch", leave=False, disable=off)
     sums = train.train_epoch(run.forward, run.optimizers, bar, settings, epoch, len(images))
     parallel.total(*sums)
     loss, accuracy = sums[0].item() / len(images), 100 * sums[1].item() / len(images)
-    lr = run.optimizers[0].param_groups[0]["lr"]
-    return {"train_loss": loss, "train_accuracy": accuracy, "lr": lr}
+    return {"train_loss": loss, "train_accuracy": accuracy}
 
 
 def finish(run: Run, data: Data, path: Path | None) -> Record:
@@ -225,8 +219,6 @@ def resume(run: Run, path: Path) -> None:
     Raises CourseError if it cannot be read, or is of other settings or data.
     """
     file = path.with_suffix(".ckpt")
-    if not parallel.from_first(file.exists):
-        return
     try:
         state = parallel.from_first(lambda: torch.load(file, map_location="cpu", weights_only=True))
         files.check_identity(file, state.get("identity", {}), run.identity)
@@ -238,8 +230,8 @@ def resume(run: Run, path: Path) -> None:
         run.history = state["history"]
         run.earlier = [origin for origin in state["origins"] if origin != run.origin]
         run.generator.set_state(state["generator"])
-    except FileNotFoundError:
-        return  # another process has just finished the same run
+    except (FileNotFoundError, NotADirectoryError):
+        return  # there is none, or another process has just finished the same run
     except CourseError:
         raise
     except Exception as error:
@@ -275,13 +267,6 @@ def keep_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(option, 1 << 30)
 
 
-def uses_bf16(settings: Settings, device: torch.device) -> bool:
-    """Whether a run is trained in bf16; for the smallest network it does not pay on a CPU."""
-    if device.type == "cpu" and (settings.net, settings.norm) == ("reference", "bn"):
-        return False
-    return parallel.from_first(lambda: has_fast_bf16(device))
-
-
 @cache
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 pays here: a matrix product is timed.
@@ -291,8 +276,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # no public name yet
-    there = device.type == "cpu" and bool(supported())
-    return there and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+    native = device.type == "cpu" and supported()
+    return native and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
 
 
 def product_seconds(dtype: torch.dtype) -> float:
