@@ -9,18 +9,21 @@ RUN := $(BIN)/python
 SITE_RUN := $(subst $(VENV),.venv-site,$(RUN))
 ARGS ?=
 PIP ?=
+PROCESSES := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: train test lab site test-site clean
 train: $(VENV)/installed
 	$(RUN) -m normcourse train $(ARGS)
 
+# Each process has a core to itself.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(BIN)/lint-imports
 	$(RUN) -m mypy normcourse
-	$(RUN) -m pytest tests --cov=normcourse --cov-report=term-missing
-	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(RUN) -m pytest tests $(PROCESSES) --cov=normcourse --cov-report=term-missing
+	$(RUN) -m pytest $(PROCESSES) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
 lab: $(VENV)/installed
 	$(RUN) -m jupyter lab notebooks
