@@ -54,13 +54,11 @@ def jupyter(tmp_path):
     python = ROOT / ".venv" / "bin" / "python"
     environment = os.environ | folders | {"PYTHONPATH": str(ROOT)}
     command = [python, "-m", "jupyter", "lab", *options]
-    log = (tmp_path / "log").open("w")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    wait_for(port)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait(30)
-    log.close()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, **quiet) as server:
+        wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()  # ends its kernels, too
 
 
 def wait_for(port, seconds=90):

@@ -46,7 +46,7 @@ def test_its_numbers_are_pythons(explorer):
     compare(explorer)
 
 
-def test_its_numbers_are_pythons_in_jupyterlab(look, jupyter):
+def test_its_numbers_are_pythons_in_jupyterlab(jupyter, look):
     lab = look()
     lab.goto(f"{jupyter}/lab/tree/explorer.ipynb")
     lab.locator(".jp-CodeCell .cm-content").first.click(timeout=90_000)

@@ -188,6 +188,18 @@ def test_nbconverts_own_page_describes_the_figures(notebook):
         assert words in figure.find_parent(class_="jp-OutputArea").get_text()
 
 
+def test_jupyterlab_describes_a_figure(jupyter, look, tmp_path):
+    notebook, path = json.loads(NOTEBOOKS[0].read_text()), tmp_path / "figure.ipynb"
+    figure = next(cell for cell in notebook["cells"] if "image/png" in str(cell))
+    notebook["cells"] = [figure | {"metadata": {}}]  # not folded
+    path.write_text(json.dumps(notebook))
+    lab = look()
+    lab.goto(f"{jupyter}/lab/tree/figure.ipynb")
+    (words,) = descriptions(path)
+    lab.get_by_text(words, exact=True).wait_for(timeout=90_000)
+    assert lab.locator(".jp-RenderedImage img").is_visible()
+
+
 GITHUB = """
 body { font: 16px/1.5 sans-serif; margin: 0 auto; width: 838px; }
 img { max-width: 100%; } code { font-size: 85%; } h1 { font-size: 2em; } h2 { font-size: 1.5em; }
