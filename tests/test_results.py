@@ -203,6 +203,18 @@ def test_the_legend_of_a_published_picture_is_not_cut(draw, net):
     pyplot.close(figure)
 
 
+def test_the_names_of_a_hundred_classes_do_not_cover_each_other():
+    names = [f"class{k}" for k in range(100)]
+    record = of_net("normnet")[0] | {"classes": names, "confusion": [[1] * 100] * 100}
+    figure = plot.per_class([record])
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == names[::5]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(one.x1 < two.x0 + 0.6 * two.width for one, two in itertools.pairwise(boxes))
+    pyplot.close(figure)
+
+
 def test_paired_differences_are_those_of_scipys_paired_t_test():
     a, b = {0: 81.0, 1: 84.5, 2: 83.0}, {0: 78.0, 1: 80.1, 2: 79.5}
     found = paired(a, b)
