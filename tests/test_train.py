@@ -218,6 +218,13 @@ def test_bf16_is_used_where_it_is_native_and_faster(native, seconds, pays, small
     assert run.model(x).dtype == torch.float32  # for evaluation
 
 
+def test_a_folder_may_be_in_the_home(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    fit(settings(epochs=1), small, "~/runs", progress=False)
+    assert list((tmp_path / "runs").glob("*.json"))
+
+
 def test_a_product_is_timed():
     assert 0 < fit_module.product_seconds(torch.float32) < 60
 

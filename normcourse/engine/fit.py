@@ -64,7 +64,7 @@ def fit(
     """
     train.check_settings(settings, more_epochs=True)
     settings = replace(settings, processes=parallel.rank_and_size()[1])
-    path = Path(folder) / run_name(settings, data) if folder is not None else None
+    path = Path(folder).expanduser() / run_name(settings, data) if folder is not None else None
     if path and parallel.from_first(path.with_suffix(".json").exists):
         wanted = files.identity(settings, data)
         return parallel.from_first(lambda: files.read_record(path.with_suffix(".json"), wanted))
