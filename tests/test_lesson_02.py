@@ -122,6 +122,7 @@ OTHERWISE = [
     ("transformer", "post-norm with warm-up, rate 0.004", "validation loss", 0.1),
     ("transformer", "post-norm with warm-up, rate 0.002", "validation loss", 0.03),
     ("transformer", "post-norm with warm-up, rate 0.008", "validation loss", 1.7),
+    ("transformer", "post-norm with warm-up, rate 0.008", "validation loss", 0.05),
     ("transformer", "pre-norm, rate 0.004", "validation loss", -0.05),
     ("transformer", "pre-norm, rate 0.008", "validation loss", 0.1),
     ("transformer", "pre-norm, rate 0.016", "validation loss", None),
@@ -134,6 +135,7 @@ OTHERWISE = [
     ("transformer", "none, torch's weights, rate 0.008", "validation loss", -0.2),
     ("transformer", "pre-norm, torch's weights, rate 0.008", "validation loss", -0.1),
     ("transformer", "post-norm, rate 0.001", "gradient 8", 1),
+    ("transformer", "pre-norm, rate 0.008", "gradient 8", 1),
     ("transformer", "none, torch's weights, rate 0.008", "gradient 7", -2),
 ]
 ENDS = {"sequences": SEQUENCES, "transformer": TRANSFORMER}
@@ -224,6 +226,35 @@ def test_a_norm_that_is_slower_with_one_seed_is_seen(lesson, monkeypatch):
                 epoch["test_accuracy"] = 50
     with pytest.raises(AssertionError):
         run(lesson, cells, monkeypatch, "published_records", records)
+
+
+def test_a_norm_that_learns_faster_than_batch_norm_is_seen(lesson, monkeypatch):
+    records = results.published_records()
+    for record in records.values():
+        if (record["settings"]["norm"], record["settings"]["seed"]) == ("gn", 1):
+            for epoch in record["history"][:3]:
+                epoch["train_accuracy"] += 10
+    cells = [cell_with("main = []"), cell_with('passed["gn"][seed]')]
+    with pytest.raises(AssertionError):
+        run(lesson, cells, monkeypatch, "published_records", records)
+
+
+def test_batch_norm_in_evaluation_that_sees_the_batch_is_noticed(lesson):
+    (way,) = (words for words in lesson["comparisons"] if words.startswith("evaluation, one"))
+    cell = cell_with("< 1e-2 < of_training")
+    exec(compile(cell, "notebook 02", "exec"), dict(lesson))
+    names = lesson | {"moved": lesson["moved"] | {("BN", way): 1}}
+    with pytest.raises(AssertionError):
+        exec(compile(cell, "notebook 02", "exec"), names)
+
+
+@pytest.mark.parametrize("drawn", [[0.7] * 24, [1.3] * 24])
+def test_first_gradients_that_agree_in_all_draws_are_seen(lesson, drawn):
+    with pytest.raises(AssertionError):
+        exec(
+            compile(cell_with("for ratio in drawn) <= 18"), "notebook 02", "exec"),
+            lesson | {"drawn": drawn},
+        )
 
 
 @pytest.mark.parametrize(
