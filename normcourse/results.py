@@ -80,8 +80,8 @@ def trained(
         print(f"{data.name}, not CIFAR-10: {message}")
         return trained_briefly(fit, settings, data), record
     made_on = f"{record['data']} ({record['copy']})"
-    here = f"{data.name} ({data.copy})"
-    print(f"trained for {settings.epochs} epochs on {made_on}; here is {here}")
+    other = "" if record["copy"] == data.copy else f"; here is another copy ({data.copy})"
+    print(f"trained for {settings.epochs} epochs on {made_on}{other}")
     return load_weights(settings, data, weights), record
 
 
