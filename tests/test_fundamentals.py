@@ -507,17 +507,34 @@ def test_without_relu_the_gradient_does_not_grow(lesson):
         assert abs(growth(lesson["gradient_lengths"](outputs)) - 1) < 0.03
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_with_few_values_batch_norm_alone_makes_the_gradient_grow(lesson, seed):
+def linear_outputs(samples, width, seed):
     torch.manual_seed(seed)
-    found = {}
-    for samples in (4, 64):
-        x, outputs = torch.randn(samples, 256).double(), []
-        for _ in range(20):
-            x = torch.nn.BatchNorm1d(256).double()(torch.nn.Linear(256, 256).double()(x))
-            outputs.append(x)
-        found[samples] = growth(lesson["gradient_lengths"](outputs))
-    assert abs(found[4] - 1.3) < 0.1 and abs(found[64] - 1) < 0.03
+    x, outputs = torch.randn(samples, width), []
+    for _ in range(20):
+        x = torch.nn.BatchNorm1d(width)(torch.nn.Linear(width, width)(x))
+        outputs.append(x)
+    return outputs
+
+
+def test_with_few_values_batch_norm_alone_makes_the_gradient_grow(lesson):
+    def found(samples, width):
+        every = [linear_outputs(samples, width, seed) for seed in range(6)]
+        return np.mean([growth(lesson["gradient_lengths"](outputs)) for outputs in every])
+
+    assert all(1.3 < found(4, width) < 1.4 for width in (500, 1000))
+    assert abs(found(64, 256) - 1) < 0.03
+
+
+def test_the_zeros_at_the_edges_shrink_the_size(lesson):
+    for seed in range(8):
+        sizes = []
+        for mode in ("zeros", "circular"):  # without zeros at the edges
+            batch, convs = lesson["twenty_convs"](seed)
+            for conv in scaled(convs, 6**0.5):
+                conv.padding_mode = mode
+                torch.nn.init.zeros_(conv.bias)
+            sizes.append(lesson["rms"](lesson["outputs_of"](batch, convs, "none")[19]))
+        assert 0.95 < (sizes[0] / sizes[1]) ** (1 / 20) < 0.995
 
 
 def test_the_gradient_in_wide_layers():
