@@ -115,6 +115,7 @@ OTHERWISE = [
     ("sequences", "no norm, batch 8, rate 0.03", "known", 11),
     ("sequences", "no norm, learned gain, batch 8, rate 0.03", "known", -11),
     ("sequences", "no norm, learned gain, batch 32, rate 0.1", "known", 40),
+    ("sequences", "Layer Norm, batch 32, rate 0.03", "known", -0.02),
     ("sequences", "Layer Norm, batch 32, rate 0.3", "known", -20),
     ("sequences", "Batch Norm, batch 8, rate 0.3", "known", 22),
     ("transformer", "post-norm, rate 0.004", "validation loss", -1.5),
@@ -123,6 +124,7 @@ OTHERWISE = [
     ("transformer", "post-norm with warm-up, rate 0.002", "validation loss", 0.03),
     ("transformer", "post-norm with warm-up, rate 0.008", "validation loss", 1.7),
     ("transformer", "post-norm with warm-up, rate 0.008", "validation loss", 0.05),
+    ("transformer", "post-norm with warm-up, rate 0.016", "validation loss", -0.1),
     ("transformer", "pre-norm, rate 0.004", "validation loss", -0.05),
     ("transformer", "pre-norm, rate 0.008", "validation loss", 0.1),
     ("transformer", "pre-norm, rate 0.016", "validation loss", None),
@@ -197,6 +199,13 @@ def test_the_price_fails_if_the_published_runs_say_otherwise(lesson, monkeypatch
         run(lesson, cells, monkeypatch, "published_records", records)
 
 
+def test_a_norm_with_another_rate_is_seen(lesson):
+    names = lesson | {"main": copy.deepcopy(lesson["main"])}
+    names["main"][0]["settings"]["lr"] = 0.06
+    with pytest.raises(AssertionError):
+        exec(compile(cell_with('["lr"] for run in main} =='), "notebook 02", "exec"), names)
+
+
 @pytest.mark.parametrize("gap", [(86, 86.5, 87), (83, 84, 85)])
 def test_the_price_against_batch_norm_fails_if_an_interval_excludes_a_published_number(lesson, gap):
     of_bn = results.paired({0: 86, 1: 86.4, 2: 86.9}, dict(enumerate(gap)))
@@ -246,6 +255,13 @@ def test_batch_norm_in_evaluation_that_sees_the_batch_is_noticed(lesson):
     names = lesson | {"moved": lesson["moved"] | {("BN", way): 1}}
     with pytest.raises(AssertionError):
         exec(compile(cell, "notebook 02", "exec"), names)
+
+
+@pytest.mark.parametrize(("unit", "shown"), [("nats", "+0.004 ["), ("points", "+0.00 [")])
+def test_nats_have_three_decimals(lesson, capsys, unit, shown):
+    difference = results.paired({0: 0.003, 1: 0.004, 2: 0.005}, dict.fromkeys(range(3), 0))
+    lesson["compare"]("A", "B", difference, unit)
+    assert shown in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("drawn", [[0.7] * 24, [1.3] * 24])
