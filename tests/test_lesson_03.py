@@ -213,7 +213,7 @@ def test_a_function_that_is_nearly_right_is_refused(say):
 
 
 def test_the_core_runs_without_what_goes_deeper(small, monkeypatch, tmp_path):
-    """Sections 9, 10 and 12.3, and whatever is marked *Going deeper* in 11."""
+    """Sections 9, 10 and 12.3, and whatever is marked *Going deeper* in 6 and 11."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(normcourse, "load_data", lambda: small)
     monkeypatch.setattr(plot, "show", lambda figure, alt, photo=False: plt.close(figure))
@@ -414,12 +414,28 @@ def test_more_seeds_of_shared_statistics_are_read(lesson, monkeypatch, capsys, a
     assert f"Group Norm against k = 2: {few}\n" in capsys.readouterr().out
 
 
+def test_the_search_of_rates_found_what_the_text_says():
+    """Sections 12.2 and 13: its records stand beside the notebooks, not in the package."""
+    found = {}  # accuracy (%) on images held out
+    for path in (NOTEBOOKS.parent / "experiments/lr_search").glob("*.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        assert (run["settings"]["epochs"], run["settings"]["seed"]) == (3, 0)
+        at = run["settings"]["norm"], run["settings"]["lr"]
+        found[at] = run["history"][-1]["val_accuracy"]
+    assert "0.06, left it at chance, 10 %" in SOURCES["cell-124"]
+    assert round(found["none", 0.06]) == 10 and found["none", 0.03] > 80
+    for norm in ("bn", "ln", "gn", "in"):
+        assert 79 <= round(found[norm, 0.06]) <= 81
+        reached = [found[norm, rate] for rate in (0.015, 0.03, 0.06)]
+        assert max(reached) - min(reached) <= 1.5
+
+
 # --- new records ask for new text -----------------------------------------------------------------
 
 
 def test_what_is_not_yet_recorded():
     """As soon as it is, the sentences about it in sections 8 and 12 need to be written anew."""
-    for name, words in (("groups", "no accuracy of our own"), ("main_table", "one older run")):
+    for name, words in (("groups", "no accuracy of our own"), ("main_table", "earlier code")):
         said = any(words in source for source in SOURCES.values())
         assert said != (results.EXPERIMENTS / name).exists(), (
             f"{name} is recorded: say what it found"
@@ -435,5 +451,5 @@ def test_where_one_seed_is_recorded():
             full[each["norm"]].append(run["versions"]["normcourse"])
     for cell, words in (("cell-124", "one seed cannot say"), ("cell-groups-ours-text", "one seed")):
         assert (words in SOURCES[cell]) == (len(full["in"]) == 1)
-    assert ("one older run" in SOURCES["cell-119"]) == (full["none"] == ["0.3.0"])
+    assert ("earlier code" in SOURCES["cell-119"]) == (full["none"] == ["0.3.0"])
     assert "one seed" not in SOURCES["cell-108-record"]  # the lines below it say it
