@@ -341,6 +341,8 @@ FEW_REFUTED = {
     "one point is lost": setting("k = 2", "running", 84.9),
     "more is lost than by Wu & He": setting("k = 2", "running", 74.0),
     "frozen statistics win back nothing": setting("k = 2, frozen at the end", "running", 83.0),
+    "frozen statistics win back 1.5": setting("k = 2, frozen at the end", "running", 84.5),
+    "with precise statistics k = 2 loses little": setting("k = 128", "precise", 84.5),
     "precise statistics win back all": setting("k = 2", "precise", 85.8),
     "frozen ones fit any statistics": setting("k = 2, frozen at the end", "precise", 85.3),
     "32 lose, too": setting("k = 32", "running", 83.0),
