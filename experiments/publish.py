@@ -6,17 +6,19 @@ each between the two marks of its name. A picture is what a cell tagged ``image-
 is drawn in one place; execute the notebooks first where records have changed: jupyter nbconvert
 --execute --inplace notebooks/*.ipynb
 
-The repository's address stands here, too; publishing writes it into the notebooks.
+The repository's address (site/launch.py) is written into README and the notebooks, too.
 """
 
 import base64
 import json
 import math
 import re
+import runpy
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from normcourse import CourseError
@@ -26,7 +28,7 @@ from normcourse.results import Record, groups, provenance, row, table, table_ord
 from normcourse.train import MAX_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
-REPOSITORY = "https://github.com/OWNER/normcourse"  # stands here and nowhere else; not public yet
+LAUNCH = SimpleNamespace(**runpy.run_path(str(ROOT / "site" / "launch.py")))
 START = "<!-- {}: written by `python -m normcourse report --publish` -->"
 END = "<!-- end of {} -->"
 IMAGE = re.compile(r"!\[([^]]*)\](\([./]*images/([^)]+)\))")  # description, address, file's name
@@ -46,8 +48,9 @@ def publish(runs: str | Path, root: Path = ROOT) -> str:
         raise CourseError(f"{root} is not a checkout with marks in README; publish from a checkout")
     copy_runs(find_publishable(runs), root / "normcourse" / "results")
     records = find_publishable(root / "normcourse" / "results")  # those published before stay
-    for path in sorted((root / "notebooks").glob("0?_[!s]*.ipynb")):
-        address_notebook(path)
+    for path in (root / "notebooks").glob("*.ipynb"):
+        text = LAUNCH.address_notebook(path.read_text("utf-8"), path.name, LAUNCH.address())
+        write_bytes(path, text.encode())
     pictures = take_pictures(root / "notebooks", root / "images")
     written = parts(list(records.values()))
     for page in (readme, *(root / "docs").glob("*.md")):
@@ -127,14 +130,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_file(path, lambda file: file.write(content))
 
 
-def address_notebook(path: Path) -> None:
-    """Write REPOSITORY into a notebook, wherever an address of the course stands."""
-    place = REPOSITORY.removeprefix("https://github.com/")
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(r"(github\.com/|/github/)[\w.-]+/normcourse\b", rf"\1{place}", text)
-    write_bytes(path, text.encode())
-
-
 # --- README and docs ------------------------------------------------------------------------------
 
 
@@ -156,7 +151,7 @@ def parts(records: list[Record]) -> dict[str, str]:
     """What stands between the marks of each name, as far as there are records for it."""
     ours = [record for record in records if record["settings"]["net"] == "normnet"]
     theirs = [record for record in records if record["settings"]["net"] == "reference"]
-    found = {}
+    found = {"launch": LAUNCH.for_readme(LAUNCH.address())}
     if ours:
         found["results"] = what_varies(ours, RESULTS)
         found["normnet"] = f"{found['results']}\n\n{table(ours, MORE)}\n\n{provenance(ours)}"

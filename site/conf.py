@@ -6,33 +6,21 @@ The pages stay what GitHub and Jupyter show; what a site needs beyond that is do
 import datetime
 import json
 import re
+import runpy
 import shutil
-import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 from docutils import nodes
 from myst_nb.core.render import NbElementRenderer
 from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def git(*words):
-    """What git says, or nothing."""
-    run = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip()
-
-
-def address():
-    """The repository's public https address, if `git remote` knows one."""
-    remote = git("config", "remote.origin.url").removesuffix(".git")
-    return remote if re.fullmatch(r"https://github\.com/[^/@]+/[^/@]+", remote) else ""
-
+LAUNCH = SimpleNamespace(**runpy.run_path(str(ROOT / "site" / "launch.py")))
 
 # --- what and how ---------------------------------------------------------------------------------
 
-REPOSITORY = address()
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "normcourse/__init__.py").read_text())[1]
+REPOSITORY = LAUNCH.address()
 PAGES = {
     "The lessons": ["notebooks/*.ipynb", "site/explorer.md"],
     "More": ["docs/*.md", "experiments/README.md", "benchmarks/README.md", "[!R]*.md"],
@@ -50,7 +38,7 @@ def chapters():
     return text
 
 
-DATE = git("log", "-1", "--format=%cs") or datetime.date.today()
+DATE = LAUNCH.git("log", "-1", "--format=%cs") or datetime.date.today()
 project = "normcourse"
 author = "the normcourse authors"
 root_doc = "README"
@@ -72,7 +60,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "use_download_button": False,
     "show_toc_level": 2,
-    "extra_footer": f"normcourse {VERSION}, {DATE}",
+    "extra_footer": f"normcourse {LAUNCH.VERSION}, {DATE}",
 }
 if REPOSITORY:
     html_theme_options |= {
@@ -91,8 +79,8 @@ else:
 
 
 def prepare(app, docname, source):
-    """README gets the list of pages; a button goes that the theme has, too, or that cannot work."""
-    text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", "", source[0])
+    """README gets the list of pages; the button for Colab goes, which the theme has, too."""
+    text = LAUNCH.BADGE.sub("", source[0])
     if docname == root_doc:
         text = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text) + chapters()
     source[0] = adapt_notebook(text) if text.startswith("{") else text

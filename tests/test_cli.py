@@ -19,7 +19,7 @@ from PIL import Image
 from test_train import same
 
 import normcourse
-from normcourse import CourseError, NormNet
+from normcourse import CourseError, NormNet, __version__
 from normcourse.engine import cli, report, sources
 from normcourse.engine import fit as fit_module
 from normcourse.engine.cli import main
@@ -377,12 +377,9 @@ PUBLISH = script("publish")
 
 def notebook(*outputs):
     """A notebook with a badge, a first cell and a picture to be published."""
-    badge = (
-        "[![](badge)](https://colab.research.google.com/github/OLD/normcourse/blob/main/1.ipynb)"
-    )
-    title = {"cell_type": "markdown", "metadata": {}, "source": ["# One\n", badge]}
-    address = "git+https://github.com/OLD/normcourse"
-    first = {"cell_type": "code", "metadata": {}, "source": [address], "outputs": []}
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# One\n", PUBLISH.LAUNCH.NOT_YET]}
+    line = 'ADDRESS = os.environ.get("NORMCOURSE_REPOSITORY", "")'
+    first = {"cell_type": "code", "metadata": {}, "source": [line], "outputs": []}
     tags = {"tags": ["image-normnet-bn-mistakes"]}
     shown = {"cell_type": "code", "metadata": tags, "source": ["draw()"], "outputs": list(outputs)}
     return json.dumps({"cells": [title, first, shown]})
@@ -491,13 +488,13 @@ def test_publishing_some_runs_keeps_the_others(folder, runs, checkout, monkeypat
 
 def test_publish_writes_the_address_into_the_notebooks(checkout):
     path = checkout / "notebooks" / "01_one.ipynb"
-    before = path.read_text(encoding="utf-8")
-    PUBLISH.address_notebook(path)
-    title, first, shown = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    address = PUBLISH.REPOSITORY.removeprefix("https://github.com/")
-    assert f"/github/{address}/blob/main/1.ipynb" in title["source"][1]
-    assert first["source"] == [f"git+{PUBLISH.REPOSITORY}"]
-    assert path.read_text(encoding="utf-8") == before.replace("OLD/normcourse", address)
+    before, launch = path.read_text(encoding="utf-8"), PUBLISH.LAUNCH
+    after = launch.address_notebook(before, path.name, "https://github.com/somebody/course")
+    title, first, shown = json.loads(after)["cells"]
+    assert title["source"][1].startswith("[![Open in Colab](https://colab.research.google.com/")
+    assert title["source"][1].endswith("/github/somebody/course/blob/main/notebooks/01_one.ipynb)")
+    assert f'"git+https://github.com/somebody/course@v{__version__}"' in first["source"][0]
+    assert launch.address_notebook(after, path.name, "") == before
 
 
 def test_publish_writes_the_pages_that_have_marks_and_no_others(checkout):

@@ -80,6 +80,7 @@ def test_citation_and_changelog_name_the_version():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^version: (.*)$", citation, re.M)[1] == __version__
+    assert f"/normcourse-{__version__}-py3-none-any.whl" in DOCS["questions"]
     releases = re.findall(r"^## (.*)$", changes, re.M)
     assert releases[0].startswith(f"{__version__}, ")
     assert all(re.fullmatch(r"\d+\.\d+\.\d+, \d{4}-\d\d-\d\d", old) for old in releases[1:])

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import script
 
+from normcourse import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[0-3]_[!s]*.ipynb"))
 
@@ -21,12 +23,8 @@ def opening(path):
 
 
 FIRST_CELL = opening(NOTEBOOKS[0])[1]
-
-
-@pytest.fixture(scope="module")
-def publish():
-    """The module experiments/publish.py."""
-    return script("publish")
+LAUNCH = script("publish").LAUNCH
+ADDRESS = "https://github.com/somebody/course"
 
 
 @pytest.fixture
@@ -36,8 +34,10 @@ def run_first_cell(monkeypatch):
     Nothing is installed: the course is there from the start, or once pip was called twice.
     """
 
-    def run(folder, installed=False, colab=False):
+    def run(folder, installed=False, colab=False, published=False):
         calls = []
+        text = json.dumps(FIRST_CELL)
+        cell = json.loads(LAUNCH.address_notebook(text, "", ADDRESS if published else ""))
 
         def find_spec(name):
             there = installed or len(calls) == 2
@@ -49,7 +49,7 @@ def run_first_cell(monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", find_spec)
         if colab:
             monkeypatch.setitem(sys.modules, "google.colab", sys)
-        exec(compile(FIRST_CELL, "first cell", "exec"), {})
+        exec(compile(cell, "first cell", "exec"), {})
         return calls
 
     return run
@@ -69,12 +69,10 @@ def test_first_cell_finds_the_checkout(run_first_cell, tmp_path):
     assert sys.path[0] == str(tmp_path.resolve())
 
 
-def test_first_cell_installs_in_colab_without_touching_torch(
-    publish, run_first_cell, monkeypatch, tmp_path
-):
+def test_first_cell_installs_in_colab_without_touching_torch(run_first_cell, monkeypatch, tmp_path):
     monkeypatch.delenv("NORMCOURSE_REPOSITORY", raising=False)
-    course, rest = run_first_cell(tmp_path, colab=True)
-    assert course == ["--quiet", "--no-deps", f"git+{publish.REPOSITORY}"]
+    course, rest = run_first_cell(tmp_path, colab=True, published=True)
+    assert course == ["--quiet", "--no-deps", f"git+{ADDRESS}@v{__version__}"]
     assert not {"torch", "torchvision"} & set(rest)
     assert run_first_cell(tmp_path, installed=True, colab=True) == []
 
@@ -84,20 +82,23 @@ def test_first_cell_takes_another_address(run_first_cell, monkeypatch, tmp_path)
     assert run_first_cell(tmp_path)[0][-1] == "git+file:///somewhere"
 
 
-def test_first_cell_says_what_to_do_elsewhere(publish, run_first_cell, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("published", "words"),
+    [(True, f"pip install git\\+{ADDRESS}"), (False, "a copy of its folder")],
+)
+def test_first_cell_says_what_to_do(run_first_cell, monkeypatch, tmp_path, published, words):
     monkeypatch.delenv("NORMCOURSE_REPOSITORY", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=f"pip install git\\+{publish.REPOSITORY}"):
-        run_first_cell(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match=words):
+        run_first_cell(tmp_path, published=published, colab=not published)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_carry_the_address(publish, path, tmp_path):
+def test_notebooks_carry_the_address(path):
     title, first = opening(path)
-    assert first == FIRST_CELL and f"git+{publish.REPOSITORY}" in first
-    place = publish.REPOSITORY.removeprefix("https://github.com/")
-    assert f"colab.research.google.com/github/{place}/blob/main/notebooks/{path.name}" in title
+    assert first == FIRST_CELL and len(LAUNCH.BADGE.findall(title)) == 1
     text = path.read_text(encoding="utf-8")
-    copied = tmp_path / path.name
-    copied.write_text(text.replace("OWNER", "SOMEONE"), encoding="utf-8")
-    publish.address_notebook(copied)  # writes the address that the course has
-    assert copied.read_text(encoding="utf-8") == text
+    assert LAUNCH.address_notebook(text, path.name, LAUNCH.address()) == text
+    other = LAUNCH.address_notebook(text, path.name, ADDRESS)
+    assert f"/github/somebody/course/blob/main/notebooks/{path.name})" in other
+    assert other.count(f"git+{ADDRESS}@v{__version__}") == 1
+    assert LAUNCH.address_notebook(other, path.name, LAUNCH.address()) == text
