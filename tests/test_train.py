@@ -67,7 +67,7 @@ def test_the_record_says_everything(norm, small, tmp_path):
     chosen = settings(norm, epochs=2)
     record = fit(chosen, small, tmp_path, "cpu", progress=False)
     assert len(record["history"]) == 2 and record["parameters"] < 50_000
-    keys = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"}
+    keys = {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds"}
     for epoch in record["history"]:
         assert set(epoch) == keys and all(map(math.isfinite, epoch.values()))
     assert record["data"] == "digits" and record["copy"] == small.copy

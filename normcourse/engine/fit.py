@@ -168,20 +168,19 @@ def run_epoch(run: Run, data: Data, progress: bool = False) -> dict[str, float]:
     Returns the mean loss and accuracy as they were on the way.
     """
     settings, epoch = run.settings, len(run.history)
-    rank, processes = parallel.rank_and_size()
+    part = rank, processes = parallel.rank_and_size()
     images, labels, size = data.train_images, data.train_labels, settings.batch_size
     # For dropout: not the same in two processes, and after a restart what it would have been.
     torch.manual_seed(settings.seed + 1_000_003 * (epoch * processes + rank + 1))
-    stream = batches(
-        images, labels, data, size, run.generator, settings.shift, settings.flip, rank, processes
-    )
+    pairs = batches(images, labels, data, size, run.generator, settings.shift, settings.flip, *part)
     title = f"{settings.net} {settings.norm} epoch {epoch + 1}/{settings.epochs}"
     off = None if progress and rank == 0 else True  # None: shown in a terminal, not in a file
-    bar = tqdm(stream, title, math.ceil(len(images) / size), unit="batch", leave=False, disable=off)
+    bar = tqdm(pairs, title, math.ceil(len(images) / size), unit="batch", leave=False, disable=off)
     sums = train.train_epoch(run.forward, run.optimizers, bar, settings, epoch, len(images))
     parallel.total(*sums)
     loss, accuracy = sums[0].item() / len(images), 100 * sums[1].item() / len(images)
-    return {"train_loss": loss, "train_accuracy": accuracy}
+    lr = run.optimizers[0].param_groups[0]["lr"]
+    return {"train_loss": loss, "train_accuracy": accuracy, "lr": lr}
 
 
 def finish(run: Run, data: Data, path: Path | None) -> Record:
