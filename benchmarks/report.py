@@ -156,7 +156,9 @@ def gpu(result: Record, size: Record) -> str:
         figures = (found["all_seconds"], reached, last, found["peak_mb"])
         rows.append([NORMS[norm], *(f"{figure:,.1f}" for figure in figures)])
     names = [f"{size['gpu_epochs']} epochs", "s in all", "s to 80 %", "test accuracy", "peak MB"]
-    return f"{compared(result['norms'], 'ms', ('ours', 'bf16'))}\n\n{table(names, rows)}"
+    first = ", ".join(f"{way} {took:.1f} s" for way, took in result["set_up"]["bn"].items())
+    steps = compared(result["norms"], "ms", ("ours", "bf16"))
+    return f"{steps} The first step, Batch Norm: {first}.\n\n{table(names, rows)}"
 
 
 # --- figures -----------------------------------------------------------------
