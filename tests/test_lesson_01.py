@@ -294,6 +294,7 @@ REFUTED = {
     "default weights learn": setting("no norm, rate 0.01, default initialization", ACCURACY, 30.0),
     "the control learns": setting("no norm, rate 1e-06", ACCURACY, 30.0),
     "a warm-up does not help": diverging("no norm, five epochs, rate 0.1"),
+    "the lead at 0.01 is known": setting(FIVE.format("no norm"), ACCURACY, 61.4),
     "no norm is as good": setting("no norm, five epochs, rate 0.1", ACCURACY, 78.5),
     "no norm is far behind": setting("no norm, five epochs, rate 0.1", ACCURACY, 62.0),
     "a record is missing": lambda records: records[1:],
@@ -374,6 +375,15 @@ def test_how_many_seeds_there_are_is_said(monkeypatch, capsys):
             patch.setattr(results, "experiment", lambda name, records=records: records)
             run([cell for cell in FEW if cell.startswith(READS)])
         assert words in capsys.readouterr().out
+
+
+def test_two_seeds_have_no_interval_and_three_have(monkeypatch):
+    for shifts, shown in (((0, 0.1), False), ((0, 0.1, -0.1), True)):
+        records = of_three_seeds(*shifts)(results.experiment("shared_statistics"))
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "experiment", lambda name, records=records: records)
+            lines = run(FEW)["lines"]
+        assert [("[" in line) for line in lines[2:]] == [shown] * 7
 
 
 def test_no_rate_of_the_search_beat_the_middle_one_by_half_a_point():
