@@ -118,6 +118,11 @@ OTHERWISE = [
     ("sequences", "Layer Norm, batch 32, rate 0.03", "known", -0.02),
     ("sequences", "Layer Norm, batch 32, rate 0.3", "known", -20),
     ("sequences", "Batch Norm, batch 8, rate 0.3", "known", 22),
+    ("sequences", "RMSNorm, batch 8, rate 0.3", "known", -0.4),
+    ("sequences", "RMSNorm, batch 32, rate 0.3", "known", 0.4),
+    ("sequences", "Batch Norm, batch 32, rate 0.3", "known", -5),
+    ("sequences", "Batch Norm, batch 32, rate 0.03", "validation loss", -1),
+    ("sequences", "Batch Norm, batch 8, rate 0.3", "known", 1),
     ("transformer", "post-norm, rate 0.004", "validation loss", -1.5),
     ("transformer", "post-norm, rate 0.004", "validation loss", None),
     ("transformer", "post-norm with warm-up, rate 0.004", "validation loss", 0.1),
@@ -212,6 +217,13 @@ def test_the_price_against_batch_norm_fails_if_an_interval_excludes_a_published_
     names = lesson | {"against": {"gn": lesson["against"]["gn"], "bn": of_bn}}
     with pytest.raises(AssertionError):
         exec(compile(cell_with('not against["bn"].clear'), "notebook 02", "exec"), names)
+
+
+def test_published_runs_on_fewer_test_images_are_seen(lesson):
+    names = lesson | {"main": copy.deepcopy(lesson["main"])}
+    names["main"][0]["confusion"][0][0] -= 1
+    with pytest.raises(AssertionError):
+        exec(compile(cell_with('map(sum, run["confusion"])'), "notebook 02", "exec"), names)
 
 
 def test_mistakes_that_only_one_norm_makes_are_seen(lesson, monkeypatch):
