@@ -56,9 +56,11 @@ def jupyter(tmp_path):
     command = [python, "-m", "jupyter", "lab", *options]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, **quiet) as server:
-        wait_for(port)
-        yield f"http://127.0.0.1:{port}"
-        server.terminate()  # ends its kernels, too
+        try:
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()  # asked to end, it may wait for a page; without it its kernels end
 
 
 def wait_for(port, seconds=90):
