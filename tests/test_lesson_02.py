@@ -162,6 +162,17 @@ def test_a_finding_fails_if_the_records_say_otherwise(lesson, monkeypatch, chang
         run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
 
 
+def test_the_schedule_is_as_the_lesson_says(experiments):
+    import transformer
+
+    def share(warm_up):
+        return [transformer.share(step, warm_up) for step in range(transformer.STEPS)]
+
+    assert transformer.STEPS == 600 and transformer.WARM_UP == 100
+    assert share(False) == [1 - step / 600 for step in range(600)]
+    assert max(share(True)) == pytest.approx(5 / 6, rel=0.01)
+
+
 @pytest.mark.parametrize("experiment", ENDS)
 def test_one_seed_that_says_otherwise_is_enough(lesson, monkeypatch, experiment):
     arm, figure, by = {
