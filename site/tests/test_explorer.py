@@ -49,10 +49,13 @@ def test_its_numbers_are_pythons(explorer):
 def test_its_numbers_are_pythons_in_jupyterlab(jupyter, look):
     lab = look()
     lab.goto(f"{jupyter}/lab/tree/explorer.ipynb")
-    lab.locator(".jp-CodeCell .cm-content").first.click(timeout=90_000)
+    # Before the kernel is ready, a cell that is run may be forgotten.
+    idle = lab.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    idle.first.wait_for(timeout=90_000)
+    lab.locator(".jp-CodeCell .cm-content").first.click()
     lab.keyboard.press("Shift+Enter")
     explorer = lab.locator(".explorer")
-    explorer.wait_for(timeout=90_000)  # the kernel has to start
+    explorer.wait_for(timeout=90_000)
     compare(explorer)
 
 
