@@ -108,7 +108,7 @@ def test_figures_are_on_white_in_the_dark(look):
 
 def test_formulas_are_set(look):
     opened = look(LESSON)
-    opened.locator("mjx-container").first.wait_for()
+    opened.locator("mjx-container").first.wait_for(state="attached")  # the first is folded
     assert not opened.locator("mjx-merror").count()
 
 
