@@ -10,14 +10,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import MAIN, Figures, Lanes, alternate
+from measure import MAIN, Figures, Lanes, alternate, floor
 from probe import cut
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.amp import GradScaler
 
 from normcourse import Data, batches, default_settings, fit
-from normcourse.engine.fit import pick_device, run_epoch, start
-from normcourse.train import build, make_optimizers
+from normcourse.engine.fit import autocast, pick_device, run_epoch, start
 
 ON_CPU = {  # precision, and what becomes of the network
     "fp32": (torch.float32, nn.Module.train),
@@ -42,32 +41,22 @@ def gpu(data: Data, size: Figures) -> Figures:
         run = start(default_settings(norm=norm, batch_size=size["batch_size"]), part, device)
         lanes[norm, "ours"] = partial(run_epoch, run, part)
         for way in WAYS if device.type == "cuda" else ON_CPU:
-            lane = floor(norm, way, x, y)
-            set_up[norm][way] = timeit.timeit(partial(lane, 1), number=1)
-            lanes[norm, way] = partial(lane, steps)
+            steps_of = lane(norm, way, part, x, y)
+            set_up[norm][way] = timeit.timeit(partial(steps_of, steps=1), number=1)
+            lanes[norm, way] = partial(steps_of, steps=steps)
     found = alternate(lanes, size["few_rounds"], "ms", 1000 / steps)
     return {"norms": found, "set_up": set_up, "whole": whole}
 
 
-def floor(norm: str, way: str, x: Tensor, y: Tensor) -> Callable[[int], float]:
-    """Forward, backward and optimizer on a batch that stays: a function of the number of steps."""
-    (precision, change), settings, kind = WAYS[way], default_settings(norm=norm), x.device.type
-    net = build(settings).to(x.device, memory_format=torch.channels_last)
-    model, optimizers = change(net), make_optimizers(net, settings)
-    scaler = torch.amp.GradScaler(kind, enabled=precision == torch.float16)  # it has a small range
-
-    def run(steps: int) -> float:
-        for _ in range(steps):
-            with torch.autocast(kind, precision, enabled=precision != torch.float32):
-                loss = F.cross_entropy(model(x).float(), y)
-            net.zero_grad()
-            scaler.scale(loss).backward()
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-        return loss.item()  # of the last step; waits for the GPU
-
-    return run
+def lane(norm: str, way: str, part: Data, x: Tensor, y: Tensor) -> Callable[..., float]:
+    """The floor of measure.py in one of the ways: a function of the number of ``steps``."""
+    precision, change = WAYS[way]
+    run = start(default_settings(norm=norm), part, x.device, bf16=False)
+    run.forward = change(run.model)
+    if precision != torch.float32:
+        run.forward = autocast(run.forward, x.device, precision)
+    scaler = GradScaler(x.device.type, enabled=precision == torch.float16)  # it has a small range
+    return partial(floor, run, x, y, scaler=scaler)
 
 
 def training(norm: str, data: Data, size: Figures) -> Figures:

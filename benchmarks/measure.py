@@ -21,6 +21,7 @@ import plain
 import torch
 from probe import cut
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.nn import functional as F
 from tqdm import tqdm, trange
 
@@ -28,6 +29,7 @@ from normcourse import Data, batches, default_settings, evaluate
 from normcourse.engine.fit import Run, run_epoch, start
 
 CPU = torch.device("cpu")
+UNSCALED = GradScaler("cpu", enabled=False)
 MAIN = ("bn", "ln", "gn")
 PROCESSES = {  # how many, and threads of each
     "1 process, 1 thread": (1, 1),
@@ -104,15 +106,17 @@ def step(data: Data, size: Figures) -> Figures:
         return {"path": path, "norms": alternate(lanes, size["rounds"], "ms", 1000 / steps)}
 
 
-def floor(run: Run, x: Tensor, y: Tensor, steps: int) -> None:
+def floor(run: Run, x: Tensor, y: Tensor, steps: int, scaler: GradScaler = UNSCALED) -> float:
     """Forward, backward and optimizer on a batch that stays in memory, and nothing else."""
     run.model.train()
     for _ in range(steps):
         loss = F.cross_entropy(run.forward(x).float(), y)
         run.model.zero_grad()
-        loss.backward()
+        scaler.scale(loss).backward()
         for optimizer in run.optimizers:
-            optimizer.step()
+            scaler.step(optimizer)
+        scaler.update()
+    return loss.item()  # of the last step; waits for a GPU
 
 
 def evaluation(data: Data, size: Figures) -> Figures:

@@ -206,9 +206,9 @@ def test_the_floor_of_a_gpu_trains_too(small):
     x, y = next(measure.batches(small.train_images, small.train_labels, small, 32))
     for way in gpu.ON_CPU:
         torch.manual_seed(0)
-        train = gpu.floor("bn", way, x, y)
-        first = train(1)
-        assert train(8) < first / 2, way
+        train = gpu.lane("bn", way, small, x, y)
+        first = train(steps=1)
+        assert train(steps=8) < first / 2, way
 
 
 def test_a_probe_measures_in_a_process_of_its_own():

@@ -125,7 +125,7 @@ def start(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     # Convolutions and pooling are faster in channels_last, on a CPU and a GPU.
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward = parallel.wrap(in_bf16(model, device) if bf16 else model)
+    forward = parallel.wrap(autocast(model, device, torch.bfloat16) if bf16 else model)
     optimizers = train.make_optimizers(model, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     where = files.origin(device, "bf16 autocast" if bf16 else "fp32")
@@ -133,13 +133,13 @@ def start(
     return Run(settings, model, forward, optimizers, generator, identity, where)
 
 
-def in_bf16(model: nn.Module, device: torch.device) -> nn.Module:
-    """The same model, computed in bf16 where torch.autocast does that.
+def autocast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The same model, computed in a short type where torch.autocast does that.
 
     The model itself stays in fp32, for evaluation.
     """
     wrapper = nn.Sequential(model)
-    wrapper.forward = torch.autocast(device.type, torch.bfloat16)(wrapper.forward)  # type: ignore
+    wrapper.forward = torch.autocast(device.type, dtype)(wrapper.forward)  # type: ignore
     return wrapper
 
 
