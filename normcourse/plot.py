@@ -119,11 +119,11 @@ def curves(records: list[Record], title: str = "") -> Any:
             draw_curve(axes[0], record, "accuracy")
             draw_curve(axes[1], record, "loss")
         axes[0].set_ylabel("accuracy (%)")
-        axes[1].set_ylabel("cross-entropy")
+        axes[1].set_ylabel("cross-entropy (log scale)")
         for axis in axes:
             axis.set_xlabel("epoch")
             axis.locator_params(axis="x", integer=True)
-        axes[1].set_yscale("log", subs=(2, 5))  # the minor ticks, between 1 and 10
+        axes[1].set_yscale("log", subs=(2, 3, 5))  # the minor ticks, between 1 and 10
         axes[1].yaxis.set_major_formatter("{x:g}")
         axes[1].yaxis.set_minor_formatter("{x:g}")
         figure.suptitle(f"{title or records[0]['data']} (solid: {held_out}, dashed: train)")
