@@ -688,11 +688,14 @@ def test_the_weights_before_batch_norm_have_no_scale(lesson):
 
 
 def test_accumulation_of_other_random_images(lesson):
-    gaps = []
+    gaps, of_unlike_parts = [], []
     for seed in range(1, 21):
         x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
         gaps.append(lesson["gap"](torch.nn.BatchNorm2d(8), x, [4, 4]))
+        x[4:] += 1
+        of_unlike_parts.append(lesson["gap"](torch.nn.BatchNorm2d(8), x, [4, 4]))
     assert_range(gaps, (0.10, 0.25))
+    assert_range(of_unlike_parts, (0.45, 0.70))
 
 
 def test_accumulation_of_unlike_parts(lesson):
