@@ -409,7 +409,7 @@ def test_more_seeds_of_shared_statistics_are_read(lesson, monkeypatch, capsys, a
             runs.append(run)
     monkeypatch.setattr(results, "experiment", lambda name: runs)
     capsys.readouterr()
-    found = execute(lesson, "cell-109", "cell-110")
+    found = execute(lesson, "cell-109", "cell-110", "cell-131", "cell-141-found")
     few, said = found["few"], capsys.readouterr().out
     assert few.seeds == 3 and few.clear == (apart < 1)
     assert f"Group Norm against k = 2: {few}\n" in said
@@ -423,9 +423,9 @@ def test_more_seeds_of_shared_statistics_are_read(lesson, monkeypatch, capsys, a
 @pytest.mark.parametrize(
     ("lead", "words", "left"),
     [
-        (2.0, "2.0 points ahead of Batch Norm (clear)", "still"),
-        (0.0, "0.0 points ahead of Batch Norm (not clear)", "no longer"),
-        (-2.0, "2.0 points behind Batch Norm (clear)", "no longer"),
+        (2.0, "2.0 points ahead (clear)", "still"),
+        (0.0, "0.0 points ahead (not clear)", "no longer"),
+        (-2.0, "2.0 points behind (clear)", "no longer"),
     ],
 )
 def test_what_is_left_of_the_lead_after_freezing(lesson, monkeypatch, lead, words, left):
@@ -438,7 +438,7 @@ def test_what_is_left_of_the_lead_after_freezing(lesson, monkeypatch, lead, word
     monkeypatch.setattr(results, "experiment", lambda name: runs)
     found = execute(lesson, "cell-109", "cell-110", "cell-141-found")
     assert f"after it Group Norm is {left} clearly ahead." in found["ours"]
-    assert f"if Batch Norm is frozen at the end, {words}." in found["points"][2]
+    assert f"with statistics frozen at the end, {words};" in found["points"][2]
 
 
 def test_the_search_of_rates_found_what_the_text_says():
