@@ -123,6 +123,9 @@ OTHERWISE = [
     ("sequences", "Batch Norm, batch 32, rate 0.3", "known", -5),
     ("sequences", "Batch Norm, batch 32, rate 0.03", "validation loss", -1),
     ("sequences", "Batch Norm, batch 8, rate 0.3", "known", 1),
+    ("sequences", "Batch Norm, batch 8, rate 0.03", "known, precise", 2),
+    ("sequences", "Batch Norm, batch 32, rate 0.1", "longer, precise", 2),
+    ("transformer", "post-norm, rate 0.002", "validation loss", 0.1),
     ("transformer", "post-norm, rate 0.004", "validation loss", -1.5),
     ("transformer", "post-norm, rate 0.004", "validation loss", None),
     ("transformer", "post-norm with warm-up, rate 0.004", "validation loss", 0.1),
@@ -239,7 +242,7 @@ def test_published_runs_on_fewer_test_images_are_seen(lesson):
 
 def test_mistakes_that_only_one_norm_makes_are_seen(lesson, monkeypatch):
     records = results.published_records()
-    cells = [cell_with(text) for text in ("main = []", "counts = {}", "of_other_norm, of_other")]
+    cells = [cell_with(text) for text in ("main = []", "counts = {}", "of_other_norm, *of_other")]
     run(lesson, cells, monkeypatch, "published_records", records)
     for record in records.values():
         if record["settings"]["norm"] == "bn":
@@ -250,7 +253,7 @@ def test_mistakes_that_only_one_norm_makes_are_seen(lesson, monkeypatch):
 
 def test_a_norm_that_is_slower_with_one_seed_is_seen(lesson, monkeypatch):
     records = results.published_records()
-    cells = [cell_with("main = []"), cell_with('passed["gn"][seed]')]
+    cells = [cell_with(text) for text in ("main = []", "passed = {}", 'passed["gn"][seed]')]
     run(lesson, cells, monkeypatch, "published_records", records)
     for record in records.values():
         if (record["settings"]["norm"], record["settings"]["seed"]) == ("ln", 1):
@@ -266,7 +269,7 @@ def test_a_norm_that_learns_faster_than_batch_norm_is_seen(lesson, monkeypatch):
         if (record["settings"]["norm"], record["settings"]["seed"]) == ("gn", 1):
             for epoch in record["history"][:3]:
                 epoch["train_accuracy"] += 10
-    cells = [cell_with("main = []"), cell_with('passed["gn"][seed]')]
+    cells = [cell_with(text) for text in ("main = []", "passed = {}", 'passed["gn"][seed]')]
     with pytest.raises(AssertionError):
         run(lesson, cells, monkeypatch, "published_records", records)
 
