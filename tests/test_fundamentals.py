@@ -619,6 +619,19 @@ def test_section_10_6_over_eight_seeds(lesson, norm):
         assert_range(growths, (0.95, 1.12))
 
 
+@pytest.mark.parametrize("norm", SHARES)
+def test_zero_biases_hardly_change_the_shares(lesson, norm):
+    for seed in range(8):
+        shares = []
+        for zero in (False, True):
+            batch, convs = lesson["twenty_convs"](seed)
+            for conv in convs if zero else ():
+                torch.nn.init.zeros_(conv.bias)
+            last = lesson["outputs_of"](batch, scaled(convs, 6**0.5), norm)[19]
+            shares.append(lesson["difference"](last) / lesson["rms"](last))
+        assert abs(shares[0] - shares[1]) < 0.04
+
+
 def test_layer_norm_of_centred_channels_over_eight_seeds(lesson):
     keeps = []
     for seed in range(8):
