@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from contextlib import nullcontext
 
 import IPython.display
 import numpy as np
@@ -231,6 +232,29 @@ def test_the_price_against_batch_norm_fails_if_an_interval_excludes_a_published_
     names = lesson | {"against": {"gn": lesson["against"]["gn"], "bn": of_bn}}
     with pytest.raises(AssertionError):
         exec(compile(cell_with('not against["bn"].clear'), "notebook 02", "exec"), names)
+
+
+@pytest.mark.parametrize("gn", [None, (86.5, 87.2, 86.7), (86.6, 86.6, 86.9)])
+def test_pairs_that_do_not_rise_and_fall_together_are_seen(lesson, gn):
+    ended = lesson["ended"] | ({"gn": dict(enumerate(gn))} if gn else {})
+    against = {norm: results.paired(ended["ln"], ended[norm]) for norm in ("bn", "gn")}
+    names = lesson | {"ended": ended, "against": against}
+    exec(compile(cell_with("correlation, unpaired = {}"), "notebook 02", "exec"), names)
+    with pytest.raises(AssertionError) if gn else nullcontext():
+        exec(compile(cell_with('correlation["gn"] > 0.9'), "notebook 02", "exec"), names)
+
+
+@pytest.mark.parametrize(("part", "by"), [("test", 4), ("train", -4)])
+def test_batch_norms_curve_that_says_otherwise_is_seen(lesson, monkeypatch, part, by):
+    records = results.published_records()
+    cells = [cell_with(text) for text in ("main = []", "seed_0 = {}")]
+    run(lesson, cells, monkeypatch, "published_records", records)
+    for record in records.values():
+        if record["settings"]["norm"] == "bn":
+            for epoch in record["history"][:-1]:
+                epoch[f"{part}_accuracy"] += by
+    with pytest.raises(AssertionError):
+        run(lesson, cells, monkeypatch, "published_records", records)
 
 
 def test_published_runs_on_fewer_test_images_are_seen(lesson):
