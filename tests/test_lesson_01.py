@@ -311,34 +311,13 @@ def test_other_rates_would_refute_the_text(tell, change):
         tell(RATES, "larger_rates", change)
 
 
-def of_one_seed(records):
-    return [record for record in records if record["settings"]["seed"] == 0]
+def disagreeing(records):
+    """The cost of k = 2 has another sign in each seed."""
+    for record in records:
+        if record["arm"] == "k = 2":
+            record["figures"]["running"] += (0, 5, -5)[record["settings"]["seed"]]
 
 
-def of_three_seeds(*shifts):
-    """Seeds 0, 1 and 2: k = 2 differs by the shifts, k = 32 so that a loss is not ruled out."""
-
-    def change(records):
-        found = []
-        for seed, shift in enumerate(shifts):
-            for record in copy.deepcopy(of_one_seed(records)):
-                record["settings"]["seed"] = seed
-                if record["arm"] == "k = 2":
-                    record["figures"]["running"] += shift
-                if record["arm"] == "k = 32":
-                    record["figures"]["running"] -= 0.4 * seed
-                found.append(record)
-        return found
-
-    return change
-
-
-TOLD = {
-    "as recorded": lambda records: None,
-    "one seed": of_one_seed,
-    "two": of_three_seeds(0, 0.1),
-    "three": of_three_seeds(0, 0.1, 0.2),
-}
 FEW_REFUTED = {
     "nothing is lost": setting("k = 2", "running", 86.0),
     "one point is lost": setting("k = 2", "running", 84.9),
@@ -355,7 +334,7 @@ FEW_REFUTED = {
     "without noise 32 gain nothing": setting("k = 32", "batch", 86.2),
     "32 lose, too": setting("k = 32", "running", 83.0),
     "the noise regularizes": setting("k = 2", "train", 90.0),
-    "seeds disagree": of_three_seeds(0, 2.7, -2.7),
+    "seeds disagree": disagreeing,
     "the modes do not matter": setting("k = 2", "batch", 85.4),
     "without noise k = 2 gains": setting("k = 2", "batch", 82.0),
     "without noise k = 8 does not gain": setting("k = 8", "batch", 85.2),
@@ -363,35 +342,14 @@ FEW_REFUTED = {
 }
 
 
-@pytest.mark.parametrize("change", TOLD.values(), ids=TOLD)
-def test_few_images_are_told_as_recorded(tell, change):
-    tell(FEW, "shared_statistics", change)
+def test_few_images_are_told_as_recorded(tell):
+    tell(FEW, "shared_statistics", lambda records: None)
 
 
 @pytest.mark.parametrize("change", FEW_REFUTED.values(), ids=FEW_REFUTED)
 def test_another_outcome_of_few_images_would_refute_the_text(tell, change):
     with pytest.raises(AssertionError):
         tell(FEW, "shared_statistics", change)
-
-
-def test_how_many_seeds_there_are_is_said(monkeypatch, capsys):
-    one, three = "recorded: one seed", "recorded: 3 seeds"
-    for change, words in ((of_one_seed, one), (of_three_seeds(0, 0.1, 0.2), three)):
-        records = change(results.experiment("shared_statistics"))
-        with monkeypatch.context() as patch:
-            patch.setattr(results, "experiment", lambda name, records=records: records)
-            run([cell for cell in FEW if cell.startswith(READS)])
-        assert words in capsys.readouterr().out
-
-
-def test_every_difference_has_an_interval_unless_there_is_one_seed(monkeypatch):
-    for change in (of_one_seed, of_three_seeds(0, 0.1), of_three_seeds(0, 0.1, 0.2)):
-        records = change(results.experiment("shared_statistics"))
-        with monkeypatch.context() as patch:
-            patch.setattr(results, "experiment", lambda name, records=records: records)
-            told = run(FEW)["told"].values()
-        shown = [" [" in str(difference) for difference in told]
-        assert shown == [change is not of_one_seed] * 10
 
 
 def test_no_rate_of_the_search_beat_the_middle_one_by_half_a_point():

@@ -341,7 +341,7 @@ def test_one_seed_that_says_otherwise_is_noticed(lesson, monkeypatch):
 
 
 MAIN = ["cell-main-runs", "cell-051", "cell-052-assert", "cell-groups-live-assert"]
-MAIN += ["cell-120", "cell-123"]
+MAIN += ["cell-120", "cell-123", "cell-head-start-run", "cell-head-start-check"]
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,8 @@ def test_what_is_left_of_the_lead_after_freezing(lesson, monkeypatch, lead):
     monkeypatch.setattr(results, "experiment", lambda name: runs)
     found = execute(lesson, "cell-109", "cell-110", "cell-141-found")
     side, sure = ("behind" if lead < 0 else "ahead"), ("clear" if lead else "not clear")
-    words = f"{abs(lead):.1f} points {side} ({sure}, {len(reached)} seeds)"
+    apart = f"{abs(lead):.1f} points {side}" if lead else "level"
+    words = f"{apart} ({sure}, {len(reached)} seeds)"
     assert f"after it Group Norm is {words}" in found["ours"]
     assert found["ours"].endswith("whether a gap is left, these seeds cannot say.") == (not lead)
     assert f"with statistics frozen at the end, {words}." in found["points"][2]
