@@ -25,7 +25,7 @@ from normcourse.train import MAX_EPOCHS, Settings, build, default_settings
 RESULTS = Path(__file__).with_name("results")  # the published records and weights
 EXPERIMENTS = RESULTS / "experiments"
 NETS = {"normnet": "NormNet", "reference": "Reference"}
-SHORT_EPOCHS = 5  # enough for 80 % on CIFAR-10, in a few minutes
+SHORT_EPOCHS = 4  # enough for 80 % on CIFAR-10, in less than five minutes
 Record = dict[str, Any]
 
 
@@ -59,7 +59,7 @@ def trained(
 ) -> tuple[nn.Module, Record]:
     """The network that ``settings`` name, trained, and the record of a training.
 
-    Prints where both come from. They are the published ones. With ``retrain``, "short" (5 epochs)
+    Prints where both come from. They are the published ones. With ``retrain``, "short" (4 epochs)
     or "full", or where none are published, it is trained now, into ``runs``: a run that was stopped
     goes on there, a finished one is read. On other images than CIFAR-10 the record is the published
     one, and the network learns a sample of the images for some seconds.
