@@ -438,39 +438,37 @@ def test_more_seeds_of_shared_statistics_are_read(lesson, monkeypatch, capsys, a
             execute(found, "cell-111-assert")
 
 
-@pytest.mark.parametrize("lead", [2.0, 0.0, -2.0])
-def test_what_is_left_of_the_lead_after_freezing(lesson, monkeypatch, lead):
+def beside_group_norm(lesson, monkeypatch, arm, ahead, seed_0):
+    """Sections 11 and 14 if an arm ends ``ahead`` of Group Norm, seed 0 by ``seed_0`` more."""
     runs = copy.deepcopy(results.experiment("shared_statistics"))
     reached = by_seed(runs, "Group Norm", "running")
     for run in runs:
-        if run["arm"] == "k = 2, frozen at the end":
+        if run["arm"] == arm:
             seed = run["settings"]["seed"]
-            run["figures"]["running"] = reached[seed] - lead - 0.01 * (seed == 0)
+            run["figures"]["running"] = reached[seed] + ahead + seed_0 * (seed == 0)
     monkeypatch.setattr(results, "experiment", lambda name: runs)
     found = execute(lesson, "cell-109", "cell-110", "cell-141-found")
+    return found["ours"], found["points"][2], found["leads"][arm]
+
+
+@pytest.mark.parametrize("lead", [2.0, 0.0, -2.0])
+def test_what_is_left_of_the_lead_after_freezing(lesson, monkeypatch, lead):
+    arm = "k = 2, frozen at the end"
+    ours, point, left = beside_group_norm(lesson, monkeypatch, arm, ahead=-lead, seed_0=-0.01)
     side, sure = ("behind" if lead < 0 else "ahead"), ("clear" if lead else "not clear")
     apart = f"{abs(lead):.1f} points {side}" if lead else "level"
-    words = f"{apart} ({sure}, {len(reached)} seeds)"
-    assert f"after it Group Norm is {words}" in found["ours"]
-    assert found["ours"].endswith("whether a gap is left, these seeds cannot say.") == (not lead)
-    assert f"with statistics frozen at the end, {words}." in found["points"][2]
+    words = f"{apart} ({sure}, {left.seeds} seeds)"
+    assert f"after it Group Norm is {words}" in ours
+    assert ours.endswith("whether a gap is left, these seeds cannot say.") == (not lead)
+    assert f"with statistics frozen at the end, {words}." in point
 
 
 @pytest.mark.parametrize("apart", [0.01, 3.0])
 def test_what_is_said_of_a_lead_with_ordinary_batches(lesson, monkeypatch, apart):
-    runs = copy.deepcopy(results.experiment("shared_statistics"))
-    reached = by_seed(runs, "Group Norm", "running")
-    for run in runs:
-        if run["arm"] == "k = 128":
-            seed = run["settings"]["seed"]
-            run["figures"]["running"] = reached[seed] + 0.4 + apart * (seed == 0)
-    monkeypatch.setattr(results, "experiment", lambda name: runs)
-    found = execute(lesson, "cell-109", "cell-110", "cell-141-found")
-    assert found["k128"].clear == (apart < 1) == ("too wide to confirm" in found["ours"])
-    assert (
-        f"{len(reached)} seeds) after 10 epochs"
-        in found["points"][2].rpartition("With 128 images")[2]
-    )
+    arm = "k = 128"
+    ours, point, lead = beside_group_norm(lesson, monkeypatch, arm, ahead=0.4, seed_0=apart)
+    assert lead.clear == (apart < 1) == ("too wide to confirm" in ours)
+    assert f"{lead.seeds} seeds) after 10 epochs" in point.rpartition("With 128 images")[2]
 
 
 def test_the_search_of_rates_found_what_the_text_says():
