@@ -183,6 +183,18 @@ def test_the_page_of_experiments_shows_figures_of_their_records():
     assert found >= 15
 
 
+def test_the_readme_says_what_few_images_to_a_mean_cost():
+    """Rounded; the four numbers are typed there."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = page.partition("**Few images to a mean.**")[2].partition("![")[0]
+    names = ("k = 8", "k = 4", "k = 2", "k = 128", "k = 2, frozen at the end")
+    records = experiment("shared_statistics")
+    k8, k4, k2, k128, frozen = (by_seed(records, name, "running") for name in names)
+    changes = [paired(k128, k8), paired(k128, k4), paired(k128, k2), paired(frozen, k2)]
+    assert re.findall(r"\d\.\d", said) == [f"{change.mean:.1f}" for change in changes]
+    assert all(change.clear for change in changes)
+
+
 def test_every_norm_has_a_name_for_the_reader():
     names = {norm: label(vars(default_settings(norm=norm))) for norm in NORMS}
     assert (
