@@ -214,7 +214,7 @@ def test_a_function_that_is_nearly_right_is_refused(say):
 
 
 def test_the_core_runs_without_what_goes_deeper(small, monkeypatch, tmp_path):
-    """Sections 9, 10 and 12.3, and whatever is marked *Going deeper* in 6 and 11."""
+    """Sections 9, 10 and 12.3, and whatever is marked *Going deeper* in 6, 11 and 12."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(normcourse, "load_data", lambda: small)
     monkeypatch.setattr(plot, "show", lambda figure, alt, photo=False: plt.close(figure))
@@ -230,7 +230,7 @@ def test_the_core_runs_without_what_goes_deeper(small, monkeypatch, tmp_path):
 # --- an altered record turns an assert red --------------------------------------------------------
 
 EXPERIMENTS = {  # the cells that read a record and say what came out, and those that check it
-    "rates_by_norm": ["load", "run", "pairs", "assert", "more"],
+    "rates_by_norm": ["load", "run", "pairs", "assert", "step", "step-assert", "more"],
     "instance_norm": ["65a9858e", "2b4ffe70", "6fe50803-assert"],
     "shared_statistics": ["cell-109", "cell-110", "cell-111-assert"],
 }
