@@ -218,6 +218,26 @@ def test_bf16_is_used_where_it_is_native_and_faster(native, seconds, pays, small
     assert run.model(x).dtype == torch.float32  # for evaluation
 
 
+@pytest.mark.parametrize(("num_groups", "copied"), [(8, True), (4, False)])
+def test_group_norm_of_many_groups_trains_on_contiguous_copies(num_groups, copied, small):
+    """In bf16 on a CPU, where torch's kernel for channels_last is slow; the numbers stay."""
+    x, y = next(batches(small.train_images, small.train_labels, small, 32))
+    seen, found = [], []
+    for bf16 in (True, False):
+        run = fit_module.start(settings("gn", num_groups=num_groups), small, CPU, bf16)
+        run.model.C4.norm.register_forward_pre_hook(lambda _, x: seen.append(x[0].is_contiguous()))
+        loss = F.cross_entropy(run.forward(x).float(), y)
+        loss.backward()
+        found.append((loss.item(), run.model.C4.conv[1].weight.grad.flatten()))
+        after = run.model.C1(x)  # what the next convolution gets
+        assert after.is_contiguous(memory_format=torch.channels_last)
+        run.model.eval()(x)
+    assert seen == [copied, False, False, False]  # evaluation is in fp32
+    (loss, gradient), (expected, of_fp32) = found
+    assert loss == pytest.approx(expected, rel=0.01)
+    assert F.cosine_similarity(gradient, of_fp32, dim=0) > 0.99
+
+
 def test_a_folder_may_be_in_the_home(small, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows

@@ -16,7 +16,6 @@ import torch
 from normcourse.data import home, load_data
 from normcourse.engine import parallel
 from normcourse.engine.fit import fit, pick_device
-from normcourse.engine.parallel import tell
 from normcourse.engine.record import find_records
 from normcourse.engine.report import report, write_report
 from normcourse.errors import CourseError
@@ -49,10 +48,8 @@ def make_parser() -> Parser:
     """The commands and their options; what is left out comes from the recipe."""
     parser = Parser(prog="python -m normcourse", description="Train and compare normalizations.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report}")
-    look = argparse.ArgumentDefaultsHelpFormatter
-    train = commands.add_parser(
-        "train", help="train, report", description=ABOUT, formatter_class=look
-    )
+    train = commands.add_parser("train", help="train, report", description=ABOUT)
+    train.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add_train_options(train.add_argument)
     about = "turn the records into the results table and the pictures, beside the runs"
     add = commands.add_parser("report", help=about, description=about).add_argument
@@ -98,14 +95,14 @@ def train(options: dict[str, Any]) -> None:
     data = parallel.from_first(lambda: load_data(source))
     folder = data_folder(runs, data.name)
     parallel.from_first(lambda: find_records(folder))  # a broken one stops us now, not at the end
-    tell(f"{data.name} ({data.copy}): {len(data.train_labels):,} training images")
+    parallel.tell(f"{data.name} ({data.copy}): {len(data.train_labels):,} training images")
     for each in settings:
         if data.copy.startswith("scikit-learn") and "flip" not in options:
             each = replace(each, flip=False)  # a mirrored digit is no digit
-        tell(f"\n{each.net} {each.norm}, seed {each.seed}")
+        parallel.tell(f"\n{each.net} {each.norm}, seed {each.seed}")
         fit(each, data, folder, device)
     table = parallel.from_first(lambda: write_report(folder, data))
-    tell(f"\n## {data.name}\n\n{table}\nTable and pictures: {folder}")
+    parallel.tell(f"\n## {data.name}\n\n{table}\nTable and pictures: {folder}")
     parallel.end()
 
 
@@ -140,6 +137,5 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         if not parallel.is_lost(error):
             raise
-        reason = f"another process of this run ended ({str(error).splitlines()[0]})"
-        return fail(f"{reason}; {GO_ON}", status=1)
+        return fail(f"another process of this run ended ({str(error).splitlines()[0]}); {GO_ON}", 1)
     return 0
