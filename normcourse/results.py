@@ -25,7 +25,7 @@ from normcourse.train import MAX_EPOCHS, Settings, build, default_settings
 RESULTS = Path(__file__).with_name("results")  # the published records and weights
 EXPERIMENTS = RESULTS / "experiments"
 NETS = {"normnet": "NormNet", "reference": "Reference"}
-SHORT_EPOCHS = 4  # enough for 80 % on CIFAR-10, in less than five minutes
+SHORT_EPOCHS = 4  # enough for 80 % on CIFAR-10, in about five minutes
 Record = dict[str, Any]
 
 
