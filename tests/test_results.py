@@ -135,12 +135,12 @@ def test_the_page_of_experiments_shows_the_record_of_what_was_tried():
 
 
 def whole_seeds(name):
-    """The records of those seeds whose arms are all recorded and which choose nothing."""
-    records, trials = experiment(name), importlib.import_module(name).trials()
+    """The records of those seeds that judge and whose arms are all recorded."""
+    module, records = importlib.import_module(name), experiment(name)
+    judging = {*module.SEEDS, *getattr(module, "NEW_SEEDS", ())}
     there = Counter(record["settings"]["seed"] for record in records)
-    planned = Counter(trial.seed for trial in trials)
-    searched = {0} if name == "groups" else set()
-    whole = {seed for seed in planned if there[seed] == planned[seed]} - searched
+    planned = Counter(trial.seed for trial in module.trials())
+    whole = {seed for seed in judging if there[seed] == planned[seed]}
     return [record for record in records if record["settings"]["seed"] in whole]
 
 
