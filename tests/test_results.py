@@ -172,7 +172,6 @@ def means(records):
 @pytest.mark.usefixtures("experiments")
 def test_the_page_of_experiments_shows_figures_of_their_records():
     page = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-    found = 0
     for section in page.split("\n### ")[1:]:
         name = re.search(r"Protocol: \[(\w+)\.py\]", section)
         if name is None:
@@ -180,9 +179,8 @@ def test_the_page_of_experiments_shows_figures_of_their_records():
         records, text = whole_seeds(name.group(1)), section.replace("\n", " ")
         intervals = re.findall(r"[+-]\d+\.\d\d \[[^\]]+\]", text)
         percents = re.findall(r"(\d+\.\d) %", text)
-        found += len(intervals) + len(percents)
-        assert set(intervals) <= differences(records) and set(percents) <= means(records), name
-    assert found >= 15
+        assert intervals and set(intervals) <= differences(records), name
+        assert set(percents) <= means(records), name
 
 
 def test_the_readme_says_what_few_images_to_a_mean_cost():
