@@ -500,25 +500,3 @@ def test_the_search_of_rates_found_what_the_text_says():
     assert ("in", 0.12) in found and len(found) == 3 * 5 + 1
     said = f"{ahead['in', 0.06]:.1f} ({found['in', 0.06]:.1f} % against {found['in', 0.03]:.1f} %)"
     assert f"Only Instance Norm's 0.06 did, by {said}" in SOURCES["cell-119"]
-
-
-# --- new records ask for new text -----------------------------------------------------------------
-
-
-def test_what_is_not_yet_recorded():
-    """As soon as its last seed is, section 12 needs to be written anew."""
-    said = any("earlier code" in source for source in SOURCES.values())
-    recorded = list((results.EXPERIMENTS / "main_table").glob("*-seed4.json"))
-    assert said != bool(recorded), "main_table is recorded: say what it found"
-
-
-def test_where_one_seed_is_recorded():
-    """Once there are more, "one seed" has to leave the text."""
-    full = {"in": [], "none": []}
-    for run in results.published_records().values():
-        each = run["settings"]
-        if each["net"] == "normnet" and each["norm"] in full:
-            full[each["norm"]].append(run["versions"]["normcourse"])
-    assert ("by one seed here" in SOURCES["cell-124"]) == (len(full["in"]) == 1)
-    assert ("earlier code" in SOURCES["cell-119"]) == (full["none"] == ["0.3.0"])
-    assert "one seed" not in SOURCES["cell-108-record"]  # the lines below it say it
