@@ -361,7 +361,7 @@ MAIN += ["cell-120", "cell-123", "cell-head-start-run", "cell-head-start-check"]
         ("gn", -1, -3),
         ("none", -1, 4),
         ("none", -1, -5),
-        ("none", 0, 8),
+        ("none", 0, 12),
         ("ln", -1, -2),
         ("ln", 4, -40),
         ("gn", 4, 20),
