@@ -41,7 +41,8 @@ def test_a_part_that_publishing_writes_is_up_to_date_and_stands_once(name):
 def test_the_words_of_the_summary_are_true():
     last = PUBLISH.reached(OURS)
     three = [last[norm] for norm in ("bn", "ln", "gn")]
-    assert max(three) - min(three) <= 0.5  # "within 0.5 points"
+    within = float(re.search(r"within (\d\.\d) points", PUBLISH.summary(OURS))[1])
+    assert within - 0.1 < max(three) - min(three) <= within < 1  # "hardly decides"
     assert max(three) - last["none"] < 2  # "still reaches"
     assert f"{last['none']:.1f} %" in PUBLISH.summary(OURS)
 
