@@ -35,7 +35,7 @@ IMPORTS = next(source(cell) for cell in CELLS if source(cell).startswith("import
 
 def run(cells, **names):
     """All names after the imports and these cells."""
-    names |= {"on_cifar10": True, "as_published": True}
+    names |= {"on_cifar10": True, "as_published": True, "settings": default_settings(norm="bn")}
     for cell in [IMPORTS, *cells]:
         exec(compile(cell, "notebook 01", "exec"), names)
     return names
@@ -236,6 +236,7 @@ def test_an_answer_for_the_first_batch_alone_is_refused(say, lesson):
 
 RATES = code_after("### 9.3", "### 9.4")
 READS = "# skip: this cell only reads the records"
+LAG = RATES + code_after("### 14.6", "## 15")
 FEW = code_after("## 10 ", "### 10.1")
 FEW = FEW[next(k for k, cell in enumerate(FEW) if cell.startswith(READS)) :]
 FEW += code_after("### 14.4", "### 14.5")
@@ -247,13 +248,13 @@ def tell(monkeypatch):
 
     def tell(cells, experiment, change):
         records = copy.deepcopy(results.experiment(experiment))
-        records = change(records) or records
-        monkeypatch.setattr(results, "experiment", lambda name: records)
+        changed = {experiment: change(records) or records}
+        monkeypatch.setattr(results, "experiment", lambda name: changed.get(name) or read(name))
         run(cells)
 
-    experiment = results.experiment
+    read = results.experiment
     yield tell
-    assert experiment is not results.experiment
+    assert read is not results.experiment
 
 
 def setting(arm, figure, value, seeds=range(9)):
@@ -309,6 +310,41 @@ def test_the_rates_are_told_as_recorded(tell):
 def test_other_rates_would_refute_the_text(tell, change):
     with pytest.raises(AssertionError):
         tell(RATES, "larger_rates", change)
+
+
+def after_epoch(arm, epoch, figure, points):
+    """A change of the records: a figure of an arm after an epoch."""
+
+    def change(records):
+        for record in records:
+            if record["arm"] == arm:
+                record["history"][epoch - 1][figure] += points
+
+    return change
+
+
+PRECISE = "precise_accuracy"
+LAG_REFUTED = {
+    "nothing gained after epoch 1": after_epoch("Batch Norm", 1, PRECISE, -5),
+    "little gained after epoch 2": after_epoch("Batch Norm", 2, PRECISE, -5),
+    "points gained at the end": after_epoch("Batch Norm", 20, PRECISE, 1),
+    "a point lost at the end": after_epoch("Batch Norm", 20, PRECISE, -1),
+    "precise statistics fall, too": after_epoch("Batch Norm", 10, PRECISE, -6),
+    "Group Norm leads early": after_epoch("Group Norm", 5, "test_accuracy", 3),
+    "Group Norm trails early": after_epoch("Group Norm", 2, "test_accuracy", -9),
+    "no norm is as good as Batch Norm": setting("no norm", "test_accuracy", 87.1),
+    "He's weights help": setting("no norm, He", "test_accuracy", 86.9),
+}
+
+
+def test_the_lag_is_told_as_recorded(tell):
+    tell(LAG, "main_table", lambda records: None)
+
+
+@pytest.mark.parametrize("change", LAG_REFUTED.values(), ids=LAG_REFUTED)
+def test_another_lag_would_refute_the_text(tell, change):
+    with pytest.raises(AssertionError):
+        tell(LAG, "main_table", change)
 
 
 def disagreeing(records):
