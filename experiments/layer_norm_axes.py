@@ -8,8 +8,8 @@ bf16; the first weights and the order of images. The rate was searched for (C, H
 has, if anything, a disadvantage.
 Judged on the 10,000 test images after the last epoch; nothing is chosen by them.
 Control: on maps of 1 x 1 pixel the two are the same function (a test).
-Seeds 0, 1, 2. Cost: three trainings of about 30 minutes on one core; over (C, H, W) the runs are
-those of the main table (main_table.py), on the same processor.
+Seeds 0, 1, 2. Cost: three trainings of about an hour on one core; over (C, H, W) the runs are those
+of the main table (main_table.py), on the same processor.
 The papers found: Wu & He, ResNet-50, ImageNet, error (%): Layer Norm over (C, H, W) 25.3, Batch
 Norm 23.6. Liu et al. replaced Batch Norm by Layer Norm per pixel in ConvNeXt-T: 81.4 to 81.5 %.
 LayerNorm([C, H, W]), with a scale and a shift for each entry, does not fit into the 50,000

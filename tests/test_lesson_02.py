@@ -94,10 +94,10 @@ def changed(records, arm, figure, by, seed=None):
     return records
 
 
-def run(lesson, cells, monkeypatch, name, records):
-    """Run cells again, with these records in place of those that ``results.name`` returns."""
-    names = dict(lesson)
-    monkeypatch.setattr(results, name, lambda *_: records)
+def run(lesson, cells, monkeypatch, name, records, of=()):
+    """Run cells again, with these records in place of those that ``results.name(*of)`` returns."""
+    names, real = dict(lesson), getattr(results, name)
+    monkeypatch.setattr(results, name, lambda *asked: records if asked == of else real(*asked))
     monkeypatch.setattr(plot, "show", lambda figure, alt, photo=False: pyplot.close(figure))
     for cell in cells:
         exec(compile(cell, "notebook 02", "exec"), names)
@@ -105,7 +105,11 @@ def run(lesson, cells, monkeypatch, name, records):
 
 SEQUENCES = 'results.experiment("sequences")', "mean_at = {"
 TRANSFORMER = 'results.experiment("transformer")', "mean_size = {"
+AXES = 'results.experiment("layer_norm_axes")', "axes_apart.values()"
 OTHERWISE = [
+    ("layer_norm_axes", "per pixel", "test_accuracy", 1),
+    ("layer_norm_axes", "per pixel", "test_accuracy", -1),
+    ("layer_norm_axes", "per pixel", "train_accuracy", 2),
     ("sequences", "Layer Norm, batch 32, rate 0.03", "known", -5),
     ("sequences", "RMSNorm, batch 8, rate 0.03", "longer", -1),
     ("sequences", "Batch Norm, batch 32, rate 0.1", "longer", 4.4),
@@ -150,21 +154,23 @@ OTHERWISE = [
     ("transformer", "pre-norm, rate 0.008", "gradient 8", 1),
     ("transformer", "none, torch's weights, rate 0.008", "gradient 7", -2),
 ]
-ENDS = {"sequences": SEQUENCES, "transformer": TRANSFORMER}
+ENDS = {"sequences": SEQUENCES, "transformer": TRANSFORMER, "layer_norm_axes": AXES}
 
 
 @pytest.mark.parametrize("experiment", ENDS)
 def test_the_findings_hold_for_the_records(lesson, monkeypatch, experiment):
     records = results.experiment(experiment)
-    run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
+    cells = cells_between(*ENDS[experiment])
+    run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
 
 
 @pytest.mark.parametrize("change", OTHERWISE, ids=str)
 def test_a_finding_fails_if_the_records_say_otherwise(lesson, monkeypatch, change):
     experiment, *what = change
     records = changed(results.experiment(experiment), *what)
+    cells = cells_between(*ENDS[experiment])
     with pytest.raises(AssertionError):
-        run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
+        run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
 
 
 def test_the_schedule_is_as_the_lesson_says(experiments):
@@ -183,10 +189,12 @@ def test_one_seed_that_says_otherwise_is_enough(lesson, monkeypatch, experiment)
     arm, figure, by = {
         "sequences": ("Batch Norm, batch 32, rate 0.1", "longer", -30),
         "transformer": ("pre-norm, rate 0.008", "validation loss", 0.3),
+        "layer_norm_axes": ("per pixel", "test_accuracy", 3),
     }[experiment]
     records = changed(results.experiment(experiment), arm, figure, by, seed=0)
+    cells = cells_between(*ENDS[experiment])
     with pytest.raises(AssertionError):
-        run(lesson, cells_between(*ENDS[experiment]), monkeypatch, "experiment", records)
+        run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
 
 
 def test_a_training_loss_that_falls_in_small_batches_is_seen(lesson, monkeypatch):
@@ -195,7 +203,18 @@ def test_a_training_loss_that_falls_in_small_batches_is_seen(lesson, monkeypatch
         if record["arm"] == "Batch Norm, batch 8, rate 0.03":
             record["history"][-1]["train_loss"] /= 10
     with pytest.raises(AssertionError):
-        run(lesson, cells_between(*SEQUENCES), monkeypatch, "experiment", records)
+        run(lesson, cells_between(*SEQUENCES), monkeypatch, "experiment", records, ("sequences",))
+
+
+@pytest.mark.parametrize("held", ["precision", "device", "batch_size"])
+def test_layers_that_differ_in_more_than_their_axes_are_not_compared(lesson, monkeypatch, held):
+    records = copy.deepcopy(results.experiment("layer_norm_axes"))
+    place = records[0] if held in records[0] else records[0]["settings"]
+    assert held in place
+    place[held] = "another"
+    with pytest.raises(AssertionError):
+        asked = ("layer_norm_axes",)
+        run(lesson, cells_between(*AXES), monkeypatch, "experiment", records, asked)
 
 
 def cell_with(text):
