@@ -103,6 +103,12 @@ def run(lesson, cells, monkeypatch, name, records, of=()):
         exec(compile(cell, "notebook 02", "exec"), names)
 
 
+def tell(lesson, monkeypatch, experiment, records):
+    """Run the cells that tell an experiment again, with these records of it."""
+    cells = cells_between(*ENDS[experiment])
+    run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
+
+
 SEQUENCES = 'results.experiment("sequences")', "mean_at = {"
 TRANSFORMER = 'results.experiment("transformer")', "mean_size = {"
 AXES = 'results.experiment("layer_norm_axes")', "axes_apart.values()"
@@ -159,18 +165,15 @@ ENDS = {"sequences": SEQUENCES, "transformer": TRANSFORMER, "layer_norm_axes": A
 
 @pytest.mark.parametrize("experiment", ENDS)
 def test_the_findings_hold_for_the_records(lesson, monkeypatch, experiment):
-    records = results.experiment(experiment)
-    cells = cells_between(*ENDS[experiment])
-    run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
+    tell(lesson, monkeypatch, experiment, results.experiment(experiment))
 
 
 @pytest.mark.parametrize("change", OTHERWISE, ids=str)
 def test_a_finding_fails_if_the_records_say_otherwise(lesson, monkeypatch, change):
     experiment, *what = change
     records = changed(results.experiment(experiment), *what)
-    cells = cells_between(*ENDS[experiment])
     with pytest.raises(AssertionError):
-        run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
+        tell(lesson, monkeypatch, experiment, records)
 
 
 def test_the_schedule_is_as_the_lesson_says(experiments):
@@ -192,9 +195,8 @@ def test_one_seed_that_says_otherwise_is_enough(lesson, monkeypatch, experiment)
         "layer_norm_axes": ("per pixel", "test_accuracy", 3),
     }[experiment]
     records = changed(results.experiment(experiment), arm, figure, by, seed=0)
-    cells = cells_between(*ENDS[experiment])
     with pytest.raises(AssertionError):
-        run(lesson, cells, monkeypatch, "experiment", records, (experiment,))
+        tell(lesson, monkeypatch, experiment, records)
 
 
 def test_a_training_loss_that_falls_in_small_batches_is_seen(lesson, monkeypatch):
@@ -203,7 +205,7 @@ def test_a_training_loss_that_falls_in_small_batches_is_seen(lesson, monkeypatch
         if record["arm"] == "Batch Norm, batch 8, rate 0.03":
             record["history"][-1]["train_loss"] /= 10
     with pytest.raises(AssertionError):
-        run(lesson, cells_between(*SEQUENCES), monkeypatch, "experiment", records, ("sequences",))
+        tell(lesson, monkeypatch, "sequences", records)
 
 
 @pytest.mark.parametrize("held", ["precision", "device", "batch_size"])
@@ -213,8 +215,7 @@ def test_layers_that_differ_in_more_than_their_axes_are_not_compared(lesson, mon
     assert held in place
     place[held] = "another"
     with pytest.raises(AssertionError):
-        asked = ("layer_norm_axes",)
-        run(lesson, cells_between(*AXES), monkeypatch, "experiment", records, asked)
+        tell(lesson, monkeypatch, "layer_norm_axes", records)
 
 
 def cell_with(text):
