@@ -4,7 +4,7 @@ An experiment is a module with a docstring, its protocol; ``load(source)``, its 
 ``trials()``. A trial is an arm with a seed. Its record, EXPERIMENT/ARM-seedN.json, has the
 protocol, the settings, the figures of every epoch, the hardware and the versions. The same seed
 means the same first weights and the same order of images in every arm; the arms of a seed share
-processor, version and precision.
+processor, version of torch and precision.
 """
 
 import fcntl

@@ -18,7 +18,7 @@ Controls: with Instance Norm and nothing behind it each feature is its beta for 
 classifier is at chance, 10 %. head_accuracy is that of the network's own head on the same features:
 with Group Norm, skip and hard swish it is the published test accuracy.
 Seeds 0, 1, 2: each learns from another third of the training images, the same in every arm. So an
-interval says how much these images matter, not what another network would do. Cost: about three
+interval says how much these images matter, not what another network would do. Cost: about ten
 minutes on one core, most of it for the features, which the arms share.
 The papers found: Ulyanov et al. (2016) use Instance Norm in style transfer to remove the contrast
 of the photograph. Huang & Belongie (2017) exchange a style by exchanging each channel's mean and

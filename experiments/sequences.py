@@ -19,7 +19,7 @@ Diverged: a loss that is not finite.
 Controls: in Layer Norm and RMSNorm neither padding nor the other sequences of a batch change an
 answer, in Batch Norm the others do; a gain of 1 without norm is no norm, to the last bit; W and U
 times 10 change nothing in Batch Norm, each by itself (tests/test_experiments_sequences.py).
-Seeds 0 to 4. Cost: 200 trainings of about 3 seconds on one core.
+Seeds 0 to 4. Cost: 200 trainings of about 6 seconds on one core.
 The papers found: Ba et al.: Layer Norm trains recurrent networks faster, most of all on long
 sequences and in small batches. Cooijmans et al.: with a gain of 0.1 Batch Norm does, too, and it
 goes on to longer sequences with the last step's statistics; theirs were of the whole training set.

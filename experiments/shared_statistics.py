@@ -15,7 +15,8 @@ precise ones, of 10,000 training images in batches of 500; and with those of k t
 time. Also the accuracy on the 10,000 training images, in eval mode.
 Controls: k = 128 trains like the course's own Batch Norm to the last bit, and for each k the layer
 gives what torch's Batch Norm gives for each part (tests/test_experiments.py).
-Seeds 0, 1, 2. Cost: 24 trainings of about 12 minutes on one core.
+Seeds 0, 1, 2. Cost: 24 trainings of 14 to 40 minutes on one core; where
+other work ran beside them, up to two hours.
 The papers found: Wu & He, ResNet-50, ImageNet, error (%) at 32, 16, 8, 4, 2 images per GPU: Batch
 Norm 23.6, 23.7, 24.8, 27.3, 34.7; Group Norm 24.1, 24.2, 24.0, 24.2, 24.1. There a smaller batch is
 also more steps at a smaller rate; here it is the same training but for k.

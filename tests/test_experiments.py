@@ -438,7 +438,8 @@ def committed():
 def test_a_committed_record_is_whole(path):
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["experiment"] == path.parent.name
-    assert record["protocol"] and record["device"] and record["versions"] and record["precision"]
+    assert record["protocol"] == module(path.parent.name).__doc__
+    assert record["device"] and record["versions"] and record["precision"]
     assert all(map(math.isfinite, record["figures"].values()))
     assert record["diverged"] or record["figures"]
 
