@@ -58,13 +58,11 @@ def told(name: str, module: ModuleType) -> str:
     """What is there of an experiment, what it cost and what is missing."""
     trials = list(module.trials())
     left = missing(name, trials)
-    seconds = 0.0
-    for trial in trials:
-        if trial not in left:
-            text = record_path(name, trial).read_text(encoding="utf-8")
-            seconds += json.loads(text)["seconds"]
-    done = len(trials) - len(left)
-    lines = [f"{name}: {done} of {len(trials)} trials, {seconds / 3600:.1f} hours of training"]
+    done = [record_path(name, trial) for trial in trials if trial not in left]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in done]
+    hours = sum(record["seconds"] for record in records) / 3600
+    where = "".join(f" ({device})" for device in sorted({record["device"] for record in records}))
+    lines = [f"{name}: {len(done)} of {len(trials)} trials, {hours:.1f} hours of training{where}"]
     return "\n  missing: ".join([*lines, *(f"{trial.arm}, seed {trial.seed}" for trial in left)])
 
 

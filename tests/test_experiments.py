@@ -182,7 +182,9 @@ def test_the_list_says_what_is_missing(shared, common, command):
     assert len(set(paths)) == len(paths) == 24
     write(paths[0], made_here(common, seconds=7200))
     text = command.told("shared_statistics", shared)
-    assert text.startswith("shared_statistics: 1 of 24 trials, 2.0 hours")
+    where = common.device_name(common.CPU)
+    first = f"shared_statistics: 1 of 24 trials, 2.0 hours of training ({where})"
+    assert text.splitlines()[0] == first
     assert "k = 128, seed 0" not in text and "k = 32, seed 0" in text
 
 
