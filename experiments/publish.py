@@ -1,10 +1,9 @@
 """Publish what was trained: python -m normcourse report --publish
 
-Or python experiments/publish.py [RUNS]. Records and weights go into normcourse/results, the
-pictures of the executed notebooks into images/, and sentences and tables into README.md and docs/,
-each between the two marks of its name. A picture is what a cell tagged ``image-NAME`` shows, so it
-is drawn in one place; execute the notebooks first where records have changed: jupyter nbconvert
---execute --inplace notebooks/*.ipynb
+Records and weights go into normcourse/results, the pictures of the executed notebooks into images/,
+and sentences and tables into README.md and docs/, each between the two marks of its name. A picture
+is what a cell tagged ``image-NAME`` shows, so it is drawn in one place; execute the notebooks first
+where records have changed: jupyter nbconvert --execute --inplace notebooks/*.ipynb
 
 The repository's address (site/launch.py) is written into README and the notebooks, too.
 """
@@ -15,16 +14,15 @@ import math
 import re
 import runpy
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from normcourse import CourseError
+from normcourse import CourseError, results
 from normcourse.engine.record import RECORDS, read_record, write_file
 from normcourse.norm import NORMS
-from normcourse.results import Record, groups, provenance, row, table, table_order
+from normcourse.results import Record
 from normcourse.train import MAX_EPOCHS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +32,9 @@ END = "<!-- end of {} -->"
 IMAGE = re.compile(r"!\[([^]]*)\](\([./]*images/([^)]+)\))")  # description, address, file's name
 RESULTS = ("norm", "test accuracy (%)", "train accuracy (%)", "seeds")  # columns that fit a page
 MORE = ("norm", "parameters", "lr", "flip-averaged (%)", "seconds")
-DESIGNS = ("norm", "parameters", "lr", "test accuracy (%)", "train accuracy (%)")
+# The designs, and what their authors report: test accuracy (%) after the last epoch, one run.
+DESIGNS = {"BN, m = 1": "72.39", "LN, m = 1": "", "LN, m = 2": "75.84"}
+DESIGNS |= {"GN, m = 1": "", "GN, m = 2": "71.71"}
 
 
 def publish(runs: str | Path, root: Path = ROOT) -> str:
@@ -53,6 +53,7 @@ def publish(runs: str | Path, root: Path = ROOT) -> str:
         write_bytes(path, text.encode())
     pictures = take_pictures(root / "notebooks", root / "images")
     written = parts(list(records.values()))
+    written["designs"] = designs(results.experiment("published_designs"))
     for page in (readme, *(root / "docs").glob("*.md")):
         write_page(page, written, pictures)
     return f"published {len(records)} records, {len(pictures)} pictures, and README's results"
@@ -68,7 +69,7 @@ def find_publishable(runs: str | Path) -> dict[Path, Record]:
     if not records:
         final = f"final CIFAR-10 run (trained on all images, 1 to {MAX_EPOCHS} epochs)"
         raise CourseError(f"{runs} holds no {final}; only those are published")
-    return dict(sorted(records.items(), key=lambda item: table_order(item[1])))
+    return dict(sorted(records.items(), key=lambda item: results.table_order(item[1])))
 
 
 def is_final(record: Record) -> bool:
@@ -80,7 +81,7 @@ def is_final(record: Record) -> bool:
 
 def copy_runs(records: dict[Path, Record], folder: Path) -> None:
     """Copy every record, and of each network the weights of one seed."""
-    for runs in groups(list(records.values())):
+    for runs in results.groups(list(records.values())):
         paths = [path for path, record in records.items() if record in runs]
         weights = [path.with_suffix(".pt") for path in paths if path.with_suffix(".pt").exists()]
         for path in [*paths, *weights[:1]]:
@@ -150,13 +151,11 @@ def write_page(page: Path, written: dict[str, str], pictures: dict[str, str]) ->
 def parts(records: list[Record]) -> dict[str, str]:
     """What stands between the marks of each name, as far as there are records for it."""
     ours = [record for record in records if record["settings"]["net"] == "normnet"]
-    theirs = [record for record in records if record["settings"]["net"] == "reference"]
     found = {"launch": LAUNCH.for_readme(LAUNCH.address())}
     if ours:
         found["results"] = what_varies(ours, RESULTS)
-        found["normnet"] = f"{found['results']}\n\n{table(ours, MORE)}\n\n{provenance(ours)}"
-    if theirs:
-        found["designs"] = f"{what_varies(theirs, DESIGNS)}\n\n{provenance(theirs)}"
+        more = results.table(ours, MORE)
+        found["normnet"] = f"{found['results']}\n\n{more}\n\n{results.provenance(ours)}"
     if {"bn", "ln", "gn", "none"} <= {record["settings"]["norm"] for record in ours}:
         found["summary"] = summary(ours)
     return found
@@ -164,16 +163,30 @@ def parts(records: list[Record]) -> dict[str, str]:
 
 def what_varies(records: list[Record], columns: Sequence[str]) -> str:
     """A table of some columns, below a line of what is the same in all rows."""
-    rows = [row(runs) for runs in groups(records)]
+    rows = [results.row(runs) for runs in results.groups(records)]
     same = [name for name in rows[0] if all(cells[name] == rows[0][name] for cells in rows[1:])]
     above = ", ".join(f"{name} {rows[0][name]}" for name in same if name not in columns)
-    return f"In all rows: {above}.\n\n{table(records, columns)}"
+    return f"In all rows: {above}.\n\n{results.table(records, columns)}"
+
+
+def designs(records: list[Record]) -> str:
+    """A row for each published design: as its authors report it, and as trained here."""
+    lines = ["| design | parameters | reported | as published, here | the course's recipe |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    for name, reported in DESIGNS.items():
+        runs = [record for record in records if record["arm"].startswith(name)]
+        cells = [name, f"{runs[0]['parameters']:,}", reported]
+        for recipe in ("as published", "the course's recipe"):
+            found = results.by_seed(runs, f"{name}, {recipe}", "test_accuracy")
+            cells.append(results.mean_std(list(found.values())))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", results.provenance(records)])
 
 
 def reached(records: list[Record]) -> dict[str, float]:
     """The final test accuracy by norm, its mean over seeds."""
     found = {}
-    for runs in groups(records):
+    for runs in results.groups(records):
         values = [run["history"][-1]["test_accuracy"] for run in runs]
         found[runs[0]["settings"]["norm"]] = statistics.mean(values)
     return found
@@ -190,10 +203,3 @@ def summary(records: list[Record]) -> str:
         f"with {NORMS[three[1]]} and {found[2]} with {NORMS[three[2]]}: the three end within "
         f"{apart} points of each other. Without any norm it still reaches {last['none']:.1f} %."
     )
-
-
-if __name__ == "__main__":
-    try:
-        print(publish(sys.argv[1] if len(sys.argv) > 1 else ROOT / "normcourse" / "results"))
-    except CourseError as error:
-        raise SystemExit(f"error: {error}") from error

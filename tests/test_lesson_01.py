@@ -237,6 +237,7 @@ def test_an_answer_for_the_first_batch_alone_is_refused(say, lesson):
 RATES = code_after("### 9.3", "### 9.4")
 READS = "# skip: this cell only reads the records"
 LAG = RATES + code_after("### 14.6", "## 15")
+DESIGNS = code_after("## 13", "## 14")
 FEW = code_after("## 10 ", "### 10.1")
 FEW = FEW[next(k for k, cell in enumerate(FEW) if cell.startswith(READS)) :]
 FEW += code_after("### 14.4", "### 14.5")
@@ -358,11 +359,21 @@ FEW_REFUTED = {
 }
 
 
+DESIGNS_REFUTED = {
+    "as good as reported": setting("LN, m = 2, as published", "test_accuracy", 75.9),
+    "far below the report": setting("GN, m = 2, as published", "test_accuracy", 65.0),
+    "another end than their code's": setting("BN, m = 1, as published", "test_accuracy", 71.8),
+    "our recipe is worth little": setting("LN, m = 2, the course's recipe", "test_accuracy", 75.0),
+    "a seed below 70 %": setting("BN, m = 1, the course's recipe", "test_accuracy", 69.9, [1]),
+}
+
+
 # what tells an experiment, its name, and the outcomes that its text excludes
 TOLD = [
     (RATES, "larger_rates", RATES_REFUTED),
     (LAG, "main_table", LAG_REFUTED),
     (FEW, "shared_statistics", FEW_REFUTED),
+    (DESIGNS, "published_designs", DESIGNS_REFUTED),
 ]
 ALTERED = {
     f"{name}: {outcome}": (cells, name, change)

@@ -234,6 +234,7 @@ EXPERIMENTS = {  # the cells that read a record and say what came out, and those
     "instance_norm": ["65a9858e", "2b4ffe70", "6fe50803-assert"],
     "shared_statistics": ["cell-109", "cell-110", "cell-111-assert"],
     "groups": ["cell-groups-ours", "cell-groups-ours-assert"],
+    "published_designs": ["cell-089", "cell-091"],
 }
 EXPERIMENTS["rates_by_norm"] = [f"cell-rates-{each}" for each in EXPERIMENTS["rates_by_norm"]]
 EXPERIMENTS["rates_by_norm"] += ["cell-along", "cell-growth-assert"]
@@ -316,6 +317,9 @@ ALTERED = [
     ("groups", "G = 4, rate 0.03", figure("val_accuracy", 83.5)),
     ("groups", "G = 1, rate 0.0075", figure("val_accuracy", 82.9)),
     ("groups", "G = 8, rate 0.06", diverges),
+    ("published_designs", "GN, m = 2, as published", figure("test_accuracy", 75.0)),
+    ("published_designs", "GN, m = 1, the course's recipe", figure("test_accuracy", 76.0)),
+    ("published_designs", "LN, m = 1, as published", figure("test_accuracy", 66.0)),
 ]
 
 

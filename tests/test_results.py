@@ -17,6 +17,7 @@ from scipy import stats
 
 from normcourse import CourseError, Settings, count_parameters, default_settings, evaluate, plot
 from normcourse.engine.record import find_records
+from normcourse.model import DESIGNS
 from normcourse.norm import NORMS
 from normcourse.results import (
     NETS,
@@ -79,8 +80,6 @@ def test_all_three_norms_are_published_above_70_percent_with_fewer_than_50000_pa
     ours = of_net("normnet")
     assert {"bn", "ln", "gn"} <= {r["settings"]["norm"] for r in ours}
     assert all(r["parameters"] < 50_000 and r["history"][-1]["test_accuracy"] > 70 for r in ours)
-    reference = {(r["settings"]["norm"], r["parameters"]) for r in of_net("reference")}
-    assert reference >= {("bn", 5_882), ("ln", 73_770), ("ln", 18_842)}
 
 
 def test_each_network_has_weights():
@@ -205,10 +204,18 @@ def test_every_norm_has_a_name_for_the_reader():
     assert label(vars(default_settings("reference", "bn", l1=0.0))) == "Batch Norm (l1 0.0)"
 
 
+def one_of_each(net):
+    """A record of each network; those of the designs have NormNet's figures."""
+    if net == "normnet":
+        return [same[0] for same in groups(of_net(net))]
+    each = [default_settings(net, norm, multiplier=m) for norm, m in DESIGNS]
+    return [of_net("normnet")[0] | {"settings": vars(settings)} for settings in each]
+
+
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("draw", [plot.curves, plot.per_class])
-def test_the_legend_of_a_published_picture_is_not_cut(draw, net):
-    figure = draw([same[0] for same in groups(of_net(net))])
+def test_the_legend_of_a_picture_is_not_cut(draw, net):
+    figure = draw(one_of_each(net))
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1 and 0 <= legend.y0
