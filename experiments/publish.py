@@ -171,11 +171,12 @@ def what_varies(records: list[Record], columns: Sequence[str]) -> str:
 
 def designs(records: list[Record]) -> str:
     """A row for each published design: as its authors report it, and as trained here."""
-    lines = ["| design | parameters | reported | as published, here | the course's recipe |"]
+    lines = ["| design | parameters | reported | published recipe, here | the course's recipe |"]
     lines.append("|---|--:|--:|--:|--:|")
     for name, reported in DESIGNS.items():
         runs = [record for record in records if record["arm"].startswith(name)]
-        cells = [name, f"{runs[0]['parameters']:,}", reported]
+        design = results.label(runs[0]["settings"]).partition(" (")[0]  # without its recipe
+        cells = [design, f"{runs[0]['parameters']:,}", reported]
         for recipe in ("as published", "the course's recipe"):
             found = results.by_seed(runs, f"{name}, {recipe}", "test_accuracy")
             cells.append(results.mean_std(list(found.values())))

@@ -9,8 +9,8 @@ Held: the network, 20 epochs of all 50,000 training images, fp32.
 Judged on the 10,000 test images after the last epoch; nothing is chosen by them.
 Control: their own code, run on the same JPEG copy, ends at (train / test) BN 71.9 / 71.0 and 71.0 /
 69.8, LN 78.4 / 74.4: ours must end within a point of it.
-Seeds 0, 1, 2; as published with m = 1, which they did not publish, 0. Cost: 26 trainings of 15 to
-85 minutes on one core.
+Seeds 0, 1, 2; LN and GN with m = 1, which were not published, by the published recipe: 0 alone.
+Cost: 26 trainings of 15 to 85 minutes on one core.
 They found, one unseeded run each (train / test, %): BN 74.08 / 72.39, LN 80.72 / 75.84, "GN", which
 is Instance Norm, 77.86 / 71.71. On original pixels, not the JPEG copy. In the last, short batch of
 an epoch their L1 is four times as strong, here it is not.
