@@ -1,8 +1,8 @@
 """Run the recorded experiments: python experiments/run.py [NAME ...] [--list] --data PATH
 
-Trains what has no record yet, and goes on where a training was stopped; what is finished is only
-counted. Start it twice: each process takes the next trial that no other has, and two with one
-thread each do more than one with two:
+Trains what has no record yet, goes on where a training was stopped, and says at the end what is
+there. Start it twice: each process takes the next trial that no other has, and two with one thread
+each do more than one with two:
 
   export OMP_NUM_THREADS=1
   for process in 1 2; do python experiments/run.py --data PATH & done; wait
@@ -46,12 +46,11 @@ def main(words: list[str] | None = None) -> None:
     if unknown := set(names) - set(NAMES):
         parser.error(f"no experiment {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     modules = {name: importlib.import_module(name) for name in names}
-    if options.list:
-        print("\n".join(told(name, module) for name, module in modules.items()))
-        return
-    while left := [name for name in names if missing(name, modules[name].trials())]:
+    wanted = [] if options.list else names
+    while left := [name for name in wanted if missing(name, modules[name].trials())]:
         if not any([run(name, modules[name], options.data) for name in left]):
             time.sleep(5)  # other processes are at work on the last ones
+    print("\n".join(told(name, module) for name, module in modules.items()))
 
 
 def told(name: str, module: ModuleType) -> str:

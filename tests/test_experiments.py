@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -219,7 +220,9 @@ def test_no_two_processes_train_the_same(common, tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_run_trains_what_is_missing_and_the_trials_that_wait_for_it(common, command, capsys):
+def test_run_trains_what_is_missing_and_the_trials_that_wait_for_it(
+    common, command, capsys, monkeypatch
+):
     class Experiment:
         """Two arms; the second is known only when the first has its record."""
 
@@ -235,13 +238,19 @@ def test_run_trains_what_is_missing_and_the_trials_that_wait_for_it(common, comm
             if common.record_path("toy", Toy("first")).exists():
                 yield Toy("second")
 
-    command.run("toy", Experiment, None)
+    monkeypatch.setattr(command, "NAMES", ("toy",))
+    monkeypatch.setitem(sys.modules, "toy", Experiment)
+    command.main(["--list"])
+    assert "toy: 0 of 1 trials" in capsys.readouterr().out
+    command.main([])
     records = results.experiment("toy", results.EXPERIMENTS)
     assert [record["arm"] for record in records] == ["first", "second"]
     assert records[0]["protocol"] == "protocol"
-    assert "toy, first, seed 0: accuracy 50" in capsys.readouterr().out
-    command.run("toy", Experiment, None)
-    assert not capsys.readouterr().out  # nothing is missing
+    out = capsys.readouterr().out
+    assert "toy, first, seed 0: accuracy 50" in out and "toy: 2 of 2 trials" in out
+    command.main([])
+    (out,) = capsys.readouterr().out.splitlines()  # nothing is missing
+    assert "toy: 2 of 2 trials" in out
 
 
 @dataclass(frozen=True)
